@@ -1,0 +1,1 @@
+"""The control plane: tenants, groups, checkpoints and recoveries. Never touches disk data."""

@@ -1,0 +1,1 @@
+"""The host's control: configuration, attach, status, checkpoints, the agent's life."""

@@ -1,0 +1,1 @@
+"""The port to QEMU/KVM: attach, discover, freeze and thaw, power, networks."""

@@ -1,0 +1,1 @@
+"""A checkpoint becomes a disk, a disk becomes a running machine."""

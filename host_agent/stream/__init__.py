@@ -1,0 +1,1 @@
+"""Ring to wire: batch, compress, seal, pace, send, resend, resync."""

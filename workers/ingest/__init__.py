@@ -1,0 +1,1 @@
+"""Receives streams, writes segments, acknowledges. One process a tenant, no data key."""

@@ -1,0 +1,1 @@
+"""Brings a point in time back: as raw image files, or served over NBD at once."""

@@ -1,0 +1,1 @@
+"""The object-store port: a local folder, an S3 service, and what wraps them."""
