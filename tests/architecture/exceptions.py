@@ -1,0 +1,15 @@
+"""What may be over a budget, by name and by how much. The lists may only shrink."""
+
+from __future__ import annotations
+
+# "path::function": lines
+FUNCTION_LINES: dict[str, int] = {}
+
+# "path": lines
+FILE_LINES: dict[str, int] = {}
+
+# "path::function": parameters
+PARAMETERS: dict[str, int] = {}
+
+# "path::function": lines
+RUST_FUNCTION_LINES: dict[str, int] = {}
