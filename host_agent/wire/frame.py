@@ -1,0 +1,201 @@
+"""Frames: the clear header that everybody may read, and the index part as columns. FORMAT.md section 4."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from host_agent.wire import limits
+from host_agent.wire.crc import crc32c
+from host_agent.wire.errors import ChecksumMismatch, LimitExceeded, WireError
+from host_agent.wire.record import RECORD, Records, State, check_records
+
+MAGIC = b"HFFR"
+VERSION = 1
+CODEC_ZSTD = 1
+FIXED_BYTES = 256
+MARKER_BYTES = 40
+INDEX_ROW_BYTES = 40
+
+HAS_BEGIN, HAS_END, ENDS_INSIDE_REQUEST = 1, 2, 4
+SCOPE_STREAM, SCOPE_GROUP, SCOPE_COMMIT = 1, 2, 3
+KIND_CRASH, KIND_APPLICATION, KIND_TAGGED = 1, 2, 3
+
+_FIXED = struct.Struct("<4sBBHBBBBI16s32s32sQQQQQ32sIIIIQH58sI")
+_MARKER = struct.Struct("<16sQQBB6s")
+assert _FIXED.size == FIXED_BYTES and _MARKER.size == MARKER_BYTES
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A checkpoint's place in the stream, readable without a key. `time` in nanoseconds UTC."""
+
+    checkpoint: bytes
+    seq: int
+    time: int
+    scope: int
+    kind: int
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """The clear header. Lengths in bytes, times in nanoseconds UTC."""
+
+    state: int
+    flags: int
+    records: int
+    generation: bytes
+    salt: bytes
+    commitment: bytes
+    counter: int
+    first_seq: int
+    last_seq: int
+    time_first: int
+    time_last: int
+    record_hash: bytes
+    index_sealed: int
+    index_plain: int
+    payload_sealed: int
+    payload_plain: int
+    disk_bytes: int
+    markers: tuple[Marker, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Bytes of the packed header."""
+        return FIXED_BYTES + MARKER_BYTES * len(self.markers)
+
+    @property
+    def parts_length(self) -> int:
+        """Bytes of both sealed parts."""
+        return self.index_sealed + self.payload_sealed
+
+    def pack(self) -> bytes:
+        """The header's bytes; WireError if a field is out of bounds."""
+        check_header(self)
+        markers = b"".join(
+            _MARKER.pack(m.checkpoint, m.seq, m.time, m.scope, m.kind, bytes(6))
+            for m in self.markers
+        )
+        fixed = self._pack_fixed(0)
+        return self._pack_fixed(crc32c(fixed + markers)) + markers
+
+    def _pack_fixed(self, crc: int) -> bytes:
+        return _FIXED.pack(
+            MAGIC, VERSION, 0, self.length, self.state, self.flags, CODEC_ZSTD, 0, self.records,
+            self.generation, self.salt, self.commitment, self.counter, self.first_seq,
+            self.last_seq, self.time_first, self.time_last, self.record_hash, self.index_sealed,
+            self.index_plain, self.payload_sealed, self.payload_plain, self.disk_bytes,
+            len(self.markers), bytes(58), crc,
+        )  # fmt: skip
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> FrameHeader:
+        """Read and check the header at the start of `data`."""
+        length = header_length(data)
+        if len(data) < length:
+            raise WireError("The frame's header is cut off.")
+        head = bytes(data[:length])
+        fields = _FIXED.unpack_from(head)
+        *_, crc = fields
+        if crc32c(head[:252] + bytes(4) + head[256:]) != crc:
+            raise ChecksumMismatch("The frame's header does not match its checksum.")
+        codec, reserved, spare = fields[6], fields[7], fields[24]
+        if codec != CODEC_ZSTD or reserved or any(spare):
+            raise WireError("The frame's header uses fields of a newer version.")
+        count = fields[23]
+        if length != FIXED_BYTES + MARKER_BYTES * count:
+            raise WireError("The frame's header has another length than its markers.")
+        markers = tuple(_unpack_marker(head, FIXED_BYTES + MARKER_BYTES * i) for i in range(count))
+        header = cls(fields[4], fields[5], *fields[8:23], markers)
+        check_header(header)
+        return header
+
+
+def _unpack_marker(head: bytes, at: int) -> Marker:
+    checkpoint, seq, time, scope, kind, spare = _MARKER.unpack_from(head, at)
+    if any(spare):
+        raise WireError("A marker uses fields of a newer version.")
+    return Marker(checkpoint, seq, time, scope, kind)
+
+
+def header_length(data: bytes | memoryview) -> int:
+    """How long the header is that starts with these bytes (8 are enough)."""
+    if len(data) < 8 or bytes(data[:4]) != MAGIC:
+        raise WireError("This is not a frame.")
+    version, length = data[4], int.from_bytes(data[6:8], "little")
+    if version != VERSION:
+        raise WireError(
+            f"The frame is of version {version}; this software reads version {VERSION}.",
+            hint="Update this software.",
+        )
+    if not FIXED_BYTES <= length <= FIXED_BYTES + MARKER_BYTES * limits.FRAME_MARKERS_MAX:
+        raise LimitExceeded(f"A frame's header of {length} bytes is out of bounds.")
+    return length
+
+
+def check_header(header: FrameHeader) -> None:
+    """Raise WireError unless the fields agree with each other and with the limits."""
+    h = header
+    if not 1 <= h.records <= limits.FRAME_RECORDS_MAX:
+        raise LimitExceeded(f"A frame of {h.records} records is out of bounds.")
+    if h.first_seq < 1 or h.last_seq != h.first_seq + h.records - 1 or h.last_seq >= 1 << 63:
+        raise WireError("The frame's sequences do not match its count of records.")
+    if h.state not in (State.RECORDING, State.SYNCING) or h.flags & ~7:
+        raise WireError("The frame states an unknown state.")
+    if h.time_last < h.time_first:
+        raise WireError("The frame's times run back.")
+    sizes = (h.index_sealed, h.payload_sealed)
+    if h.index_plain != h.records * INDEX_ROW_BYTES or h.index_sealed <= 16:
+        raise WireError("The frame's index has another length than its records.")
+    if max(sizes) > limits.PART_SEALED_BYTES_MAX or h.payload_plain > limits.FRAME_PLAIN_BYTES_MAX:
+        raise LimitExceeded("A part of the frame is larger than allowed.")
+    if bool(h.payload_sealed) != bool(h.payload_plain):
+        raise WireError("The frame's payload lengths do not agree.")
+    lengths = (len(h.generation), len(h.salt), len(h.commitment), len(h.record_hash))
+    if lengths != (16, 32, 32, 32) or len(h.markers) > limits.FRAME_MARKERS_MAX:
+        raise WireError("A field of the frame's header has the wrong length.")
+    for marker in h.markers:
+        valid = marker.scope in (1, 2, 3) and marker.kind in (1, 2, 3)
+        if not valid or not h.first_seq <= marker.seq <= h.last_seq or len(marker.checkpoint) != 16:
+            raise WireError("A marker does not lie in its frame.")
+
+
+_DELTA_COLUMNS = ("time", "offset", "aux")
+_PLAIN_COLUMNS = ("length", "crc", "payload_length", "disk", "op", "flags")
+
+
+def encode_index(records: Records) -> bytes:
+    """The index part before compression: columns as byte planes, 40 bytes a record."""
+    parts = []
+    for name in _DELTA_COLUMNS:
+        column = records[name].astype(np.uint64)
+        column[1:] -= records[name][:-1]
+        parts.append(_to_planes(column, 8))
+    parts += [
+        _to_planes(np.ascontiguousarray(records[n]), RECORD[n].itemsize) for n in _PLAIN_COLUMNS
+    ]
+    return b"".join(parts)
+
+
+def decode_index(plain: bytes | memoryview, count: int, first_seq: int) -> Records:
+    """Records from an index part; WireError if it is not the canonical form of valid records."""
+    if not 1 <= count <= limits.FRAME_RECORDS_MAX or len(plain) != count * INDEX_ROW_BYTES:
+        raise WireError("The index part has another length than its records.")
+    records = np.empty(count, RECORD)
+    records["seq"] = np.arange(first_seq, first_seq + count, dtype=np.uint64)
+    at = 0
+    for name in (*_DELTA_COLUMNS, *_PLAIN_COLUMNS):
+        kind = RECORD[name]
+        planes = np.frombuffer(plain, np.uint8, count * kind.itemsize, at)
+        column = np.ascontiguousarray(planes.reshape(kind.itemsize, count).T).view(kind)[:, 0]
+        records[name] = np.cumsum(column, dtype=np.uint64) if name in _DELTA_COLUMNS else column
+        at += count * kind.itemsize
+    check_records(records, first_seq)
+    return records
+
+
+def _to_planes(column: np.ndarray, width: int) -> bytes:  # type: ignore[type-arg]
+    return column.view(np.uint8).reshape(-1, width).T.tobytes()

@@ -1,0 +1,57 @@
+"""Every limit of the formats, with its reason. Bytes and counts; nothing here is a setting."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: Positions between two anchors of the record hash: one BLAKE3 over at most 192 KiB to continue from an anchor.
+HASH_GRID = 4096
+
+#: Largest payload of one record. Larger requests are recorded in pieces (one piece fits any frame).
+RECORD_PAYLOAD_BYTES_MAX = 1 * MIB
+
+#: Largest JSON body of a record: it must fit a tap control message of 64 KiB together with its frame of words.
+BODY_BYTES_MAX = 48 * KIB
+
+#: Largest payload part before compression: what sender and receiver hold in memory for one frame, several times over.
+FRAME_PLAIN_BYTES_MAX = 4 * MIB
+
+#: Most records of a frame: 65,536 flushes or zeroes without payload are 2.6 MiB of index.
+FRAME_RECORDS_MAX = 65_536
+
+#: Most markers of a frame: the clear header stays under 3 KiB.
+FRAME_MARKERS_MAX = 64
+
+#: zstd never grows a part by more than this, nor does the 16-byte tag.
+SEAL_OVERHEAD_MAX = 32 * KIB
+
+#: A sealed part that claims to be larger is refused before memory is taken for it.
+PART_SEALED_BYTES_MAX = FRAME_PLAIN_BYTES_MAX + SEAL_OVERHEAD_MAX
+
+#: A segment is closed when it reaches this size: 0.1 s of a very busy stream, few requests for the store.
+SEGMENT_BYTES_TARGET = 16 * MIB
+
+#: Hard limit of a segment: the target, and one frame more.
+SEGMENT_BYTES_MAX = SEGMENT_BYTES_TARGET + 2 * PART_SEALED_BYTES_MAX + MIB
+
+#: Largest JSON message of a session.
+MESSAGE_JSON_BYTES_MAX = 64 * KIB
+
+#: Largest message of a session: one frame.
+MESSAGE_BYTES_MAX = 2 * PART_SEALED_BYTES_MAX + 4 * KIB
+
+#: Largest message of tap control (one datagram of a SOCK_SEQPACKET socket).
+TAP_MESSAGE_BYTES_MAX = 64 * KIB
+
+#: Largest disk, bytes.
+DISK_BYTES_MAX = 64 * 1024 * 1024 * MIB
+
+#: Most disks of a stream: BEGIN names all of them in one body.
+STREAM_DISKS_MAX = 256
+
+#: Smallest unit of a disk, bytes.
+SECTOR_BYTES = 512
+
+#: Key files and wrapped key objects are a few hundred bytes; anything larger is not one.
+KEY_OBJECT_BYTES_MAX = 16 * KIB

@@ -1,0 +1,185 @@
+"""Messages of a session between agent and ingest. FORMAT.md section 6. Sans I/O: bytes in, structures out."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+
+from host_agent.wire import limits
+from host_agent.wire.crc import crc32c
+from host_agent.wire.errors import ChecksumMismatch, LimitExceeded, WireError
+
+ALPN = "holdfast/1"
+VERSION = 1
+MAGIC = b"HFM1"
+HEAD_BYTES = 16
+_HEAD = struct.Struct("<4sBBHII")
+
+
+class MessageType(IntEnum):
+    """From 128 up a reader skips what it does not know."""
+
+    HELLO = 1
+    WELCOME = 2
+    FRAME = 3
+    RECEIVED = 4
+    STORED = 5
+    PROBE = 6
+    PROBED = 7
+    THROTTLE = 8
+    CLOSE = 9
+    COMMIT_NOW = 10
+
+
+class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agent's first message. Generations as 32 hexadecimal digits, `key` the wrapped key object."""
+
+    version: int
+    software: str
+    tenant: str
+    group: str
+    host: str
+    generation: str
+    predecessor: str | None
+    freed: int
+    head: int
+    key: dict[str, object]
+    commit_seconds: float
+
+
+class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ingest's answer: where the chain stands and how to go on."""
+
+    version: int
+    epoch: int
+    generation: str | None
+    stored: int
+    record_hash: str
+    state: int
+    place: int
+    window_bytes: int
+    frame_bytes_max: int
+    begin: Literal["resume", "new_generation"]
+
+
+class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Positions up to `seq` are in ingest's memory. For flow control and diagnosis only."""
+
+    seq: int
+
+
+class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Positions up to `seq` are in the object store, by a writer of `epoch`."""
+
+    epoch: int
+    generation: str
+    seq: int
+    record_hash: str
+    place: int
+
+
+class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far is the tap now, and what does it do?"""
+
+    probe: int
+
+
+class Probed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As the tap stated it after the probe arrived."""
+
+    probe: int
+    generation: str
+    head: int
+    state: int
+
+
+class Throttle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Send no more than this, bytes a second."""
+
+    bytes_per_second: int
+    reason: str
+
+
+class Close(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The sender ends the connection. `retry_seconds` None: not without somebody's help."""
+
+    code: str
+    message: str
+    hint: str = ""
+    retry_seconds: float | None = None
+
+
+class CommitNow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Commit as soon as `seq` was received: somebody waits for it."""
+
+    seq: int
+
+
+Message = Hello | Welcome | Received | Stored | Probe | Probed | Throttle | Close | CommitNow
+
+_TYPES: dict[int, type[Message]] = {
+    MessageType.HELLO: Hello,
+    MessageType.WELCOME: Welcome,
+    MessageType.RECEIVED: Received,
+    MessageType.STORED: Stored,
+    MessageType.PROBE: Probe,
+    MessageType.PROBED: Probed,
+    MessageType.THROTTLE: Throttle,
+    MessageType.CLOSE: Close,
+    MessageType.COMMIT_NOW: CommitNow,
+}
+_NUMBERS = {kind: number for number, kind in _TYPES.items()}
+_ENCODER = msgspec.json.Encoder()
+_DECODERS = {number: msgspec.json.Decoder(kind) for number, kind in _TYPES.items()}
+
+
+def pack_head(number: int, length: int) -> bytes:
+    """The 16 bytes before a body of `length` bytes."""
+    head = _HEAD.pack(MAGIC, number, 0, 0, length, 0)[:12]
+    return head + crc32c(head).to_bytes(4, "little")
+
+
+def pack_frame_head(length: int) -> bytes:
+    """The 16 bytes before a frame of `length` bytes (clear header and both parts)."""
+    return pack_head(MessageType.FRAME, length)
+
+
+def pack(message: Message) -> bytes:
+    """A whole message."""
+    body = _ENCODER.encode(message)
+    if len(body) > limits.MESSAGE_JSON_BYTES_MAX:
+        raise LimitExceeded(f"A message of {len(body)} bytes is larger than allowed.")
+    return pack_head(_NUMBERS[type(message)], len(body)) + body
+
+
+def parse_head(head: bytes | memoryview) -> tuple[int, int]:
+    """(type, body length) of a message; checked before anything is read or allocated for the body."""
+    magic, number, flags, reserved, length, crc = _HEAD.unpack(head)
+    if magic != MAGIC:
+        raise WireError("The peer does not speak Holdfast's protocol.")
+    if crc32c(bytes(head[:12])) != crc:
+        raise ChecksumMismatch("A message's head does not match its checksum.")
+    if flags or reserved:
+        raise WireError("A message's head uses fields of a newer version.")
+    if number not in _TYPES and number != MessageType.FRAME and number < 128:
+        raise WireError(f"Message type {number} is unknown.")
+    limit = (
+        limits.MESSAGE_BYTES_MAX if number == MessageType.FRAME else limits.MESSAGE_JSON_BYTES_MAX
+    )
+    if length > limit:
+        raise LimitExceeded(f"A message of {length} bytes is larger than allowed ({limit}).")
+    return number, length
+
+
+def parse_body(number: int, body: bytes | memoryview) -> Message:
+    """The structure of a JSON message; WireError if it is not one."""
+    decoder = _DECODERS.get(number)
+    if decoder is None:
+        raise WireError(f"Message type {number} has no JSON body.")
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"A message of type {number} is malformed: {error}.") from None

@@ -1,0 +1,108 @@
+"""The names of objects in a store, of streams, and of identities in certificates. The only place that makes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from blake3 import blake3
+
+from host_agent.wire.errors import BadName
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_PLACE = re.compile(r"[0-9a-f]{16}")
+_SAN = re.compile(r"spiffe://holdfast/tenant/([^/]+)/agent/([^/]+)")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name` if it may name a tenant, group, host or disk; raise BadName otherwise."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith(".."):
+        raise BadName(
+            f"{name!r:.80} cannot be the name of a {kind}.",
+            hint="Use 1 to 63 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or a digit.",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which stream: one protection group of one tenant on one host."""
+
+    tenant: str
+    group: str
+    host: str
+
+    def __post_init__(self) -> None:
+        check_name("tenant", self.tenant)
+        check_name("group", self.group)
+        check_name("host", self.host)
+
+    @property
+    def prefix(self) -> str:
+        """What all object names of the stream begin with."""
+        return f"{self.tenant}/{self.group}/{self.host}/"
+
+    @cached_property
+    def seal_bytes(self) -> bytes:
+        """The identity as it stands in authenticated data."""
+        return f"{self.tenant}\0{self.group}\0{self.host}\0".encode()
+
+    @cached_property
+    def hash(self) -> bytes:
+        """BLAKE3 of the identity, as it stands in trailers."""
+        return blake3(self.seal_bytes).digest()
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.group}/{self.host}"
+
+
+def chain_prefix(identity: Identity) -> str:
+    """What the names of all segments of a stream begin with."""
+    return f"{identity.prefix}chain/"
+
+
+def chain_name(identity: Identity, place: int) -> str:
+    """The name of the segment at `place` (from 1)."""
+    return f"{chain_prefix(identity)}{place:016x}"
+
+
+def place_of(name: str) -> int | None:
+    """The place that a segment's name states, or None if it is no segment's name."""
+    head, _, last = name.rpartition("/")
+    if not head.endswith("/chain") or not _PLACE.fullmatch(last):
+        return None
+    return int(last, 16)
+
+
+def key_name(identity: Identity, generation: bytes) -> str:
+    """The name of the wrapped data key of a generation."""
+    return f"{identity.prefix}keys/{generation.hex()}"
+
+
+def asof_prefix(tenant: str) -> str:
+    """What the names of a tenant's statements begin with."""
+    return f"{check_name('tenant', tenant)}/asof/"
+
+
+def asof_name(tenant: str, number: int) -> str:
+    """The name of a tenant's statement `number` (from 1)."""
+    return f"{asof_prefix(tenant)}{number:016x}"
+
+
+def agent_san(tenant: str, host: str) -> str:
+    """The URI in the certificate of a host's agent."""
+    return (
+        f"spiffe://holdfast/tenant/{check_name('tenant', tenant)}/agent/{check_name('host', host)}"
+    )
+
+
+def parse_san(uri: str) -> tuple[str, str]:
+    """(tenant, host) of an agent's URI; BadName for any other."""
+    match = _SAN.fullmatch(uri)
+    if not match:
+        raise BadName(
+            f"The certificate's URI {uri!r:.120} does not name an agent of a tenant.",
+            hint="It must read spiffe://holdfast/tenant/TENANT/agent/HOST.",
+        )
+    return check_name("tenant", match[1]), check_name("host", match[2])

@@ -1,0 +1,161 @@
+"""Records: what the tap writes down of each request. FORMAT.md section 1."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host_agent.wire import limits
+from host_agent.wire.errors import WireError
+
+Records = NDArray[Any]
+"""An array of RECORD (or RING_ENTRY) rows."""
+
+NO_DISK = 0xFFFF
+
+
+class Op(IntEnum):
+    """What happened. From 128 up a reader skips what it does not know."""
+
+    WRITE = 1
+    ZERO = 2
+    TRIM = 3
+    FLUSH = 4
+    RESIZE = 5
+    SYNC = 6
+    SYNC_ZERO = 7
+    BEGIN = 16
+    END = 17
+    MARK = 18
+    COMMIT = 19
+    DISK = 20
+    DETACH = 21
+    CONFIG = 22
+    HANDOVER = 23
+
+
+class Flag(IntFlag):
+    """FUA: durable before it was answered. MORE, TAIL: pieces of one request."""
+
+    FUA = 1
+    MORE = 2
+    TAIL = 4
+
+
+class State(IntEnum):
+    """What a stream does with the writes of its guests."""
+
+    NONE = 0
+    RECORDING = 1
+    DIRTY = 2
+    SYNCING = 3
+
+
+_COLUMNS = [
+    ("seq", "<u8"),
+    ("time", "<u8"),
+    ("offset", "<u8"),
+    ("aux", "<u8"),
+    ("length", "<u4"),
+    ("crc", "<u4"),
+    ("payload_length", "<u4"),
+    ("disk", "<u2"),
+    ("op", "u1"),
+    ("flags", "u1"),
+]
+RECORD: np.dtype[Any] = np.dtype(_COLUMNS)
+RING_ENTRY: np.dtype[Any] = np.dtype(
+    [*_COLUMNS, ("payload_pos", "<u8"), ("lap", "<u4"), ("entry_crc", "<u4")]
+)
+assert RECORD.itemsize == 48 and RING_ENTRY.itemsize == 64
+
+DATA_OPS = (Op.WRITE, Op.SYNC)
+ZERO_OPS = (Op.ZERO, Op.TRIM, Op.SYNC_ZERO)
+BODY_OPS = (Op.BEGIN, Op.END, Op.MARK, Op.COMMIT, Op.DISK, Op.DETACH, Op.CONFIG, Op.HANDOVER)
+_KNOWN_LIMIT = 128
+
+
+def _ops_table(*groups: tuple[Op, ...]) -> NDArray[np.bool_]:
+    table = np.zeros(256, bool)
+    for group in groups:
+        table[list(group)] = True
+    return table
+
+
+_KNOWN = _ops_table(tuple(Op))
+_KNOWN[_KNOWN_LIMIT:] = True
+_DATA = _ops_table(DATA_OPS)
+_ZERO = _ops_table(ZERO_OPS)
+_SYNC = _ops_table((Op.SYNC, Op.SYNC_ZERO))
+_BODY = _ops_table(BODY_OPS)
+_BODY[_KNOWN_LIMIT:] = True
+_ON_DISK = _ops_table(DATA_OPS, ZERO_OPS, (Op.FLUSH, Op.RESIZE))
+
+
+def writes_disk(records: Records) -> NDArray[np.bool_]:
+    """Which records change bytes of a disk."""
+    return _DATA[records["op"]] | _ZERO[records["op"]]
+
+
+def has_body(records: Records) -> NDArray[np.bool_]:
+    """Which records carry a JSON body."""
+    return _BODY[records["op"]]
+
+
+def order_keys(records: Records) -> NDArray[np.uint64]:
+    """The position by which each record orders among writes: `aux` for sync blocks, else `seq`.
+
+    The later of two records over the same byte is the one with the greater (order, seq).
+    """
+    return np.where(_SYNC[records["op"]], records["aux"], records["seq"]).astype(np.uint64)
+
+
+def _refuse(records: Records, bad: NDArray[np.bool_], what: str) -> None:
+    if bad.any():
+        row = records[int(np.argmax(bad))]
+        raise WireError(f"Record {int(row['seq'])} (op {int(row['op'])}) {what}.")
+
+
+def check_records(records: Records, first_seq: int) -> None:
+    """Raise WireError unless the rows are valid records numbered from `first_seq` without a gap."""
+    count = len(records)
+    op, length, payload = records["op"], records["length"], records["payload_length"]
+    expected = np.arange(first_seq, first_seq + count, dtype=np.uint64)
+    _refuse(records, records["seq"] != expected, "is out of sequence")
+    if count > 1 and (records["time"][1:] < records["time"][:-1]).any():
+        raise WireError("The records' times run back.")
+    _refuse(records, ~_KNOWN[op], "is of an unknown kind that may not be skipped")
+    _refuse(records, (records["flags"] & 0xF8) != 0, "has unknown flags")
+    known = op < _KNOWN_LIMIT
+    data, zero, body = _DATA[op], _ZERO[op], _BODY[op]
+    _refuse(records, data & (payload != length), "has a payload of another length than its range")
+    _refuse(records, data & (payload > limits.RECORD_PAYLOAD_BYTES_MAX), "has too large a payload")
+    _refuse(records, body & (payload > limits.BODY_BYTES_MAX), "has too large a body")
+    _refuse(records, known & ~data & ~body & (payload != 0), "may not have a payload")
+    _refuse(records, (payload == 0) & (records["crc"] != 0), "has a checksum of no payload")
+    _refuse(records, known & ~data & ~zero & (length != 0), "may not cover a range")
+    _refuse(records, (data | zero) & (length == 0), "covers nothing")
+    _check_ranges(records, data | zero)
+    sync = _SYNC[op]
+    _refuse(records, sync & (records["aux"] >= records["seq"]), "was read after it was recorded")
+    _refuse(
+        records, known & ~sync & (op != Op.BEGIN) & (records["aux"] != 0), "has a stray position"
+    )
+    on_disk = _ON_DISK[op]
+    _refuse(records, on_disk & (records["disk"] >= limits.STREAM_DISKS_MAX), "names no disk")
+    _refuse(records, known & ~on_disk & (records["disk"] != NO_DISK), "may not name a disk")
+
+
+def _check_ranges(records: Records, covers: NDArray[np.bool_]) -> None:
+    offset, length, op = records["offset"], records["length"], records["op"]
+    unit = np.uint64(limits.SECTOR_BYTES)
+    ranged = covers | (op == Op.RESIZE)
+    end = offset + length
+    bad = ranged & ((end > limits.DISK_BYTES_MAX) | (end < offset))
+    _refuse(records, bad, "reaches beyond the largest disk")
+    _refuse(records, ranged & ((offset % unit != 0) | (length % unit != 0)), "is not aligned")
+    stray = (op < _KNOWN_LIMIT) & ~ranged & (offset != 0)
+    _refuse(records, stray, "has a stray offset")

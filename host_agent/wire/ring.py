@@ -1,0 +1,105 @@
+"""The ring as its reader sees it. FORMAT.md section 2. No I/O: it is handed the mapped bytes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from host_agent.wire.crc import crc32c
+from host_agent.wire.errors import ChecksumMismatch, WireError
+from host_agent.wire.record import RING_ENTRY, Records
+
+MAGIC = b"HFRING\0\x01"
+HEADER_BYTES = 4096
+_FIXED = struct.Struct("<8sII16sQQQQ16sQ40s")
+assert _FIXED.size == 128
+
+
+@dataclass(frozen=True)
+class RingHeader:
+    """The fields that never change while a ring lives. Bytes."""
+
+    generation: bytes
+    index_capacity: int
+    payload_capacity: int
+    index_offset: int
+    payload_offset: int
+    predecessor: bytes | None
+    made_at: int
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview) -> RingHeader:
+        """Read and check; WireError or ChecksumMismatch."""
+        head = bytes(data[:128])
+        if len(head) < 128 or head[:8] != MAGIC:
+            raise WireError("This file is not a ring.")
+        _, version, crc, generation, slots, size, index, payload, before, made, spare = (
+            _FIXED.unpack(head)
+        )
+        if version != 1 or any(spare):
+            raise WireError(f"The ring is of version {version}; this software reads version 1.")
+        if crc32c(head[16:128]) != crc:
+            raise ChecksumMismatch("The ring's header does not match its checksum.")
+        if not slots or slots & (slots - 1) or not size or size % 4096:
+            raise WireError("The ring's capacities are not possible.")
+        if index < HEADER_BYTES or payload < index + slots * RING_ENTRY.itemsize:
+            raise WireError("The ring's areas overlap.")
+        return cls(generation, slots, size, index, payload, before if any(before) else None, made)
+
+    @property
+    def file_bytes(self) -> int:
+        """How long the file must be."""
+        return self.payload_offset + self.payload_capacity
+
+
+class RingView:
+    """Records and payloads of a mapped ring. The caller keeps to positions that the tap has not taken back."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.header = RingHeader.parse(data)
+        if len(data) < self.header.file_bytes:
+            raise WireError("The ring's file is shorter than its header says.")
+        self._data = data
+        self._entries: Records = np.frombuffer(
+            data, RING_ENTRY, self.header.index_capacity, self.header.index_offset
+        )
+
+    def records(self, first: int, last: int) -> Records:
+        """A copy of the entries `first` to `last`; ChecksumMismatch if one is torn, stale or changed."""
+        capacity = self.header.index_capacity
+        if not 1 <= first <= last or last - first >= capacity:
+            raise WireError(f"Positions {first} to {last} do not fit the ring.")
+        slots = np.arange(first, last + 1, dtype=np.uint64)
+        begin, count = first % capacity, last - first + 1
+        if begin + count <= capacity:
+            entries = self._entries[begin : begin + count].copy()
+        else:
+            head = self._entries[begin:]
+            entries = np.concatenate([head, self._entries[: count - len(head)]])
+        laps = (slots // np.uint64(capacity)).astype(np.uint32)
+        if (entries["seq"] != slots).any() or (entries["lap"] != laps).any():
+            raise ChecksumMismatch(f"The ring's entries from {first} are not of this lap.")
+        return entries
+
+    def payload_spans(self, entries: Records) -> list[memoryview]:
+        """The payloads of consecutive entries in order, as few contiguous spans as they are."""
+        with_bytes: Any = entries[entries["payload_length"] > 0]
+        if not len(with_bytes):
+            return []
+        start = with_bytes["payload_pos"]
+        end = start + with_bytes["payload_length"]
+        breaks = np.flatnonzero(start[1:] != end[:-1]) + 1
+        firsts = np.concatenate([[0], breaks])
+        lasts = np.concatenate([breaks, [len(start)]]) - 1
+        return [self._span(int(start[a]), int(end[b])) for a, b in zip(firsts, lasts, strict=True)]
+
+    def _span(self, start: int, end: int) -> memoryview:
+        capacity = self.header.payload_capacity
+        at, length = start % capacity, end - start
+        if not 0 < length <= capacity - at:
+            raise ChecksumMismatch("A payload of the ring crosses the end of its area.")
+        base = self.header.payload_offset + at
+        return self._data[base : base + length]

@@ -1,0 +1,203 @@
+"""Sealing and opening of frames: compress, then AES-256-GCM under a key of this connection. FORMAT.md section 4."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from host_agent.wire import limits
+from host_agent.wire.errors import LimitExceeded, UnsealFailed, WireError, WrongKey
+from host_agent.wire.frame import (
+    ENDS_INSIDE_REQUEST,
+    HAS_BEGIN,
+    HAS_END,
+    FrameHeader,
+    Marker,
+    decode_index,
+    encode_index,
+)
+from host_agent.wire.names import Identity
+from host_agent.wire.record import Flag, Op, Records, writes_disk
+
+PART_INDEX, PART_PAYLOAD = 0, 1
+_TAG_BYTES = 16
+_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class SealedFrame:
+    """A frame ready for the wire and for a segment."""
+
+    header: FrameHeader
+    header_bytes: bytes
+    index: bytes
+    payload: bytes
+
+
+def frame_keys(data_key: bytes, salt: bytes) -> tuple[bytes, bytes]:
+    """(AES-256 key, key commitment) of a connection's salt."""
+    okm = HKDF(SHA256(), 64, salt, b"holdfast frame v1").derive(data_key)
+    return okm[:32], okm[32:]
+
+
+def _nonce(part: int, counter: int) -> bytes:
+    return struct.pack("<IQ", part, counter)
+
+
+def _authenticated(part: int, identity: Identity, header: bytes) -> bytes:
+    return b"HFAD1" + bytes([part]) + identity.seal_bytes + header
+
+
+class FrameSealer:
+    """Seals one connection's frames. Not for several threads at once.
+
+    The salt must be fresh from a random source for each connection: with the counter it makes each (key, nonce)
+    pair unique, also over crashes and resends.
+    """
+
+    def __init__(self, data_key: bytes, identity: Identity, generation: bytes, salt: bytes) -> None:
+        if len(salt) != 32 or len(generation) != 16:
+            raise WireError("A salt has 32 bytes and a generation 16.")
+        key, self.commitment = frame_keys(data_key, salt)
+        self._aead = AESGCM(key)
+        self._identity = identity
+        self._generation = generation
+        self._salt = salt
+        self._counter = 0
+        self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
+
+    def seal(
+        self,
+        records: Records,
+        payload: bytes,
+        *,
+        state: int,
+        record_hash: bytes,
+        markers: tuple[Marker, ...] = (),
+    ) -> SealedFrame:
+        """Seal valid, consecutive RECORD rows with their payloads in order.
+
+        `record_hash` is H of the last sequence, `state` the stream's after the last record.
+        """
+        if len(payload) > limits.FRAME_PLAIN_BYTES_MAX:
+            raise LimitExceeded(f"A payload of {len(payload)} bytes does not fit a frame.")
+        plain = encode_index(records)
+        index = self._zstd.compress(plain)
+        body = self._zstd.compress(payload) if len(payload) else b""
+        counter, self._counter = self._counter, self._counter + 1
+        header = FrameHeader(
+            state=state,
+            flags=_flags(records),
+            records=len(records),
+            generation=self._generation,
+            salt=self._salt,
+            commitment=self.commitment,
+            counter=counter,
+            first_seq=int(records[0]["seq"]),
+            last_seq=int(records[-1]["seq"]),
+            time_first=int(records[0]["time"]),
+            time_last=int(records[-1]["time"]),
+            record_hash=record_hash,
+            index_sealed=len(index) + _TAG_BYTES,
+            index_plain=len(plain),
+            payload_sealed=len(body) + _TAG_BYTES if body else 0,
+            payload_plain=len(payload),
+            disk_bytes=int(records["length"][writes_disk(records)].sum(dtype=np.uint64)),
+            markers=markers,
+        )
+        head = header.pack()
+        return SealedFrame(
+            header,
+            head,
+            self._encrypt(PART_INDEX, counter, index, head),
+            self._encrypt(PART_PAYLOAD, counter, body, head) if body else b"",
+        )
+
+    def _encrypt(self, part: int, counter: int, data: bytes, head: bytes) -> bytes:
+        return self._aead.encrypt(
+            _nonce(part, counter), data, _authenticated(part, self._identity, head)
+        )
+
+
+def _flags(records: Records) -> int:
+    flags = HAS_BEGIN if (records["op"] == Op.BEGIN).any() else 0
+    flags |= HAS_END if (records["op"] == Op.END).any() else 0
+    return flags | (ENDS_INSIDE_REQUEST if int(records[-1]["flags"]) & Flag.MORE else 0)
+
+
+class FrameOpener:
+    """Opens frames of one generation of one stream. May be used by several threads."""
+
+    def __init__(self, data_key: bytes, identity: Identity) -> None:
+        self._identity = identity
+        self._keys = lru_cache(maxsize=256)(lambda salt: self._derive(data_key, salt))
+
+    @staticmethod
+    def _derive(data_key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
+        key, commitment = frame_keys(data_key, salt)
+        return AESGCM(key), commitment
+
+    def open_index(
+        self, header: FrameHeader, header_bytes: bytes, sealed: bytes | memoryview
+    ) -> Records:
+        """The frame's records, checked; UnsealFailed, WrongKey or WireError."""
+        plain = self._open(PART_INDEX, header, header_bytes, sealed, header.index_plain)
+        records = decode_index(plain, header.records, header.first_seq)
+        if int(records["payload_length"].sum(dtype=np.uint64)) != header.payload_plain:
+            raise WireError("The frame's payload has another length than its records say.")
+        if int(records[-1]["time"]) != header.time_last or _flags(records) != header.flags:
+            raise WireError("The frame's records do not agree with its header.")
+        return records
+
+    def open_payload(
+        self, header: FrameHeader, header_bytes: bytes, sealed: bytes | memoryview
+    ) -> bytes:
+        """The records' payloads in order; UnsealFailed, WrongKey or WireError."""
+        if not header.payload_plain:
+            return b""
+        return self._open(PART_PAYLOAD, header, header_bytes, sealed, header.payload_plain)
+
+    def _open(
+        self, part: int, header: FrameHeader, head: bytes, sealed: bytes | memoryview, plain: int
+    ) -> bytes:
+        expected = header.index_sealed if part == PART_INDEX else header.payload_sealed
+        if len(sealed) != expected:
+            raise WireError("A sealed part is cut off.")
+        aead, commitment = self._keys(header.salt)
+        if not hmac.compare_digest(commitment, header.commitment):
+            raise WrongKey(
+                f"The frame at sequence {header.first_seq} was not sealed with this data key.",
+                hint="Check that the key file belongs to this tenant and group.",
+            )
+        try:
+            packed = aead.decrypt(
+                _nonce(part, header.counter), sealed, _authenticated(part, self._identity, head)
+            )
+        except InvalidTag:
+            raise UnsealFailed(
+                f"The frame at sequence {header.first_seq} of {self._identity} was changed after it was sealed.",
+                hint="The stored object is damaged or was replaced; points in time before it are not affected.",
+            ) from None
+        return decompress(packed, plain)
+
+
+def decompress(packed: bytes, plain: int) -> bytes:
+    """Undo zstd; exactly `plain` bytes or WireError."""
+    try:
+        if zstandard.frame_content_size(packed) != plain:
+            raise WireError("A part has another length than its header says.")
+        data: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=plain)
+    except zstandard.ZstdError as error:
+        raise WireError(f"A part does not decompress: {error}.") from None
+    if len(data) != plain:
+        raise WireError("A part has another length than its header says.")
+    return data

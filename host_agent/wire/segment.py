@@ -1,0 +1,239 @@
+"""Segments: immutable objects whose place in the chain is their name. FORMAT.md section 5."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from blake3 import blake3
+
+from host_agent.wire import limits
+from host_agent.wire.crc import crc32c
+from host_agent.wire.errors import ChainBroken, ChecksumMismatch, LimitExceeded, WireError
+from host_agent.wire.frame import FrameHeader
+
+LEAD_MAGIC, TRAILER_MAGIC = b"HFSEG\0\0\x01", b"HFEND\0\0\x01"
+KIND_EPOCH, KIND_DATA = 1, 2
+LEAD_BYTES, TRAILER_BYTES = 16, 320
+_LEAD = struct.Struct("<8sII")
+_TRAILER = struct.Struct("<8sIIQQ32s32s16s16sQQQQ32sIIQB67s8s32sI")
+_HASH_AT, _CRC_AT = 284, 316
+assert _LEAD.size == LEAD_BYTES and _TRAILER.size == TRAILER_BYTES
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """What a trailer says. Times in nanoseconds UTC, lengths in bytes."""
+
+    kind: int
+    place: int
+    epoch: int
+    previous: bytes
+    identity_hash: bytes
+    generation: bytes
+    writer: bytes
+    first_seq: int
+    last_seq: int
+    time_newest: int
+    committed_at: int
+    record_hash: bytes
+    state: int
+    frames: int = 0
+    tail_length: int = TRAILER_BYTES
+    object_length: int = 0
+    hash: bytes = bytes(32)
+
+
+@dataclass(frozen=True)
+class FrameRef:
+    """A frame within a segment: its header, its sealed index, and where its payload lies in the object."""
+
+    header: FrameHeader
+    header_bytes: bytes
+    index: memoryview
+    payload_offset: int
+    payload_length: int
+
+
+class FrameBytes(Protocol):
+    """The bytes of a frame, as received or sealed."""
+
+    @property
+    def header_bytes(self) -> bytes | memoryview: ...
+    @property
+    def index(self) -> bytes | memoryview: ...
+    @property
+    def payload(self) -> bytes | memoryview: ...
+
+
+def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[bytes, SegmentInfo]:
+    """The object's bytes, and `info` completed with counts, lengths and hash."""
+    parts: list[bytes | memoryview] = [_LEAD.pack(LEAD_MAGIC, info.kind, 0)]
+    parts += [frame.payload for frame in frames]
+    tail: list[bytes | memoryview] = [frame.header_bytes for frame in frames]
+    tail += [frame.index for frame in frames]
+    tail_length = sum(map(len, tail)) + TRAILER_BYTES
+    body = b"".join([*parts, *tail])
+    if len(body) + TRAILER_BYTES > limits.SEGMENT_BYTES_MAX:
+        raise LimitExceeded(f"A segment of {len(body)} bytes is larger than allowed.")
+    info = replace(
+        info,
+        frames=len(frames),
+        tail_length=tail_length,
+        object_length=len(body) + TRAILER_BYTES,
+        hash=bytes(32),
+    )
+    unhashed = _pack(info, 0)[:_HASH_AT]
+    digest = blake3(body, max_threads=1)
+    digest.update(unhashed)
+    info = replace(info, hash=digest.digest())
+    trailer = _pack(info, 0)[:_CRC_AT]
+    return b"".join([body, trailer, crc32c(trailer).to_bytes(4, "little")]), info
+
+
+def _pack(info: SegmentInfo, crc: int) -> bytes:
+    i = info
+    return _TRAILER.pack(
+        TRAILER_MAGIC, 1, i.kind, i.place, i.epoch, i.previous, i.identity_hash, i.generation,
+        i.writer, i.first_seq, i.last_seq, i.time_newest, i.committed_at, i.record_hash, i.frames,
+        i.tail_length, i.object_length, i.state, bytes(67), bytes(8), i.hash, crc,
+    )  # fmt: skip
+
+
+def parse_trailer(data: bytes | memoryview) -> SegmentInfo:
+    """The trailer at the end of `data`; WireError if there is none, ChecksumMismatch if it is damaged."""
+    if len(data) < TRAILER_BYTES:
+        raise WireError("The segment is cut off before its trailer.")
+    trailer = bytes(data[-TRAILER_BYTES:])
+    fields = _TRAILER.unpack(trailer)
+    if fields[0] != TRAILER_MAGIC:
+        raise WireError("The object does not end in a segment's trailer.")
+    if fields[1] != 1:
+        raise WireError(
+            f"The segment is of version {fields[1]}; this software reads version 1.",
+            hint="Update this software.",
+        )
+    if crc32c(trailer[:_CRC_AT]) != fields[21]:
+        raise ChecksumMismatch("The segment's trailer does not match its checksum.")
+    if any(fields[18]) or any(fields[19]):
+        raise WireError("The segment's trailer uses fields of a newer version.")
+    names = ("kind", "place", "epoch", "previous", "identity_hash", "generation", "writer",
+             "first_seq", "last_seq", "time_newest", "committed_at", "record_hash")  # fmt: skip
+    info = SegmentInfo(
+        **dict(zip(names, fields[2:14], strict=True)),
+        frames=fields[14],
+        tail_length=fields[15],
+        object_length=fields[16],
+        state=fields[17],
+        hash=fields[20],
+    )
+    _check_info(info)
+    return info
+
+
+def _check_info(info: SegmentInfo) -> None:
+    inside = TRAILER_BYTES <= info.tail_length <= info.object_length - LEAD_BYTES
+    if not inside or info.object_length > limits.SEGMENT_BYTES_MAX:
+        raise WireError("The segment's lengths do not agree.")
+    if info.kind == KIND_EPOCH:
+        valid = not info.frames and info.first_seq == info.last_seq + 1
+    else:
+        valid = info.kind == KIND_DATA and info.frames > 0 and 1 <= info.first_seq <= info.last_seq
+    if not valid or info.place < 1 or info.epoch < 1 or info.state not in (0, 1, 3):
+        raise WireError("The segment's trailer contradicts itself.")
+
+
+def parse_tail(tail: bytes | memoryview) -> tuple[SegmentInfo, list[FrameRef]]:
+    """Everything but the payloads from (at least) the tail of a segment."""
+    info = parse_trailer(tail)
+    if len(tail) < info.tail_length:
+        raise WireError("The segment's tail is cut off.")
+    view = memoryview(tail)[len(tail) - info.tail_length : len(tail) - TRAILER_BYTES]
+    headers: list[tuple[FrameHeader, bytes]] = []
+    at = 0
+    for _ in range(info.frames):
+        header = FrameHeader.unpack(view[at:])
+        headers.append((header, bytes(view[at : at + header.length])))
+        at += header.length
+    frames: list[FrameRef] = []
+    payload_at = LEAD_BYTES
+    for header, head in headers:
+        index = view[at : at + header.index_sealed]
+        frames.append(FrameRef(header, head, index, payload_at, header.payload_sealed))
+        at += header.index_sealed
+        payload_at += header.payload_sealed
+    if at != len(view) or payload_at != info.object_length - info.tail_length:
+        raise WireError("The segment's frames do not fill it.")
+    _check_frames(info, frames)
+    return info, frames
+
+
+def _check_frames(info: SegmentInfo, frames: list[FrameRef]) -> None:
+    expected = info.first_seq
+    for frame in frames:
+        if frame.header.first_seq != expected or frame.header.generation != info.generation:
+            raise WireError(
+                f"The frames of the segment at place {info.place} do not follow each other."
+            )
+        expected = frame.header.last_seq + 1
+    if frames:
+        last = frames[-1].header
+        same = (last.last_seq, last.record_hash, last.time_last, last.state)
+        if same != (info.last_seq, info.record_hash, info.time_newest, info.state):
+            raise WireError(
+                f"The trailer of the segment at place {info.place} contradicts its frames."
+            )
+
+
+def verify_segment(data: bytes | memoryview) -> SegmentInfo:
+    """Check a whole object against its hash; returns what its trailer says."""
+    info = parse_trailer(data)
+    if info.object_length != len(data):
+        raise WireError("The segment has another length than its trailer says.")
+    lead = _LEAD.unpack_from(data)
+    if lead != (LEAD_MAGIC, info.kind, 0):
+        raise WireError("The segment does not begin as one.")
+    hashed = memoryview(data)[: len(data) - TRAILER_BYTES + _HASH_AT]
+    if blake3(hashed).digest() != info.hash:
+        raise ChecksumMismatch(f"The segment at place {info.place} does not match its hash.")
+    return info
+
+
+def check_follows(before: SegmentInfo | None, info: SegmentInfo) -> None:
+    """Raise ChainBroken unless `info` is what may follow `before` (None: the chain's beginning)."""
+    if before is None:
+        wrong = _wrong_beginning(info)
+    else:
+        wrong = _wrong_successor(before, info)
+    if wrong:
+        raise ChainBroken(
+            f"The segment at place {info.place} {wrong}.",
+            hint="An object of the journal was lost or replaced; what lies before it can be restored.",
+        )
+
+
+def _wrong_beginning(info: SegmentInfo) -> str:
+    if info.place != 1 or any(info.previous):
+        return "is not the beginning of a chain"
+    return "" if info.kind == KIND_EPOCH else "comes before any writer claimed the chain"
+
+
+def _wrong_successor(before: SegmentInfo, info: SegmentInfo) -> str:
+    if info.place != before.place + 1:
+        return f"does not follow place {before.place}"
+    if info.previous != before.hash:
+        return "holds another hash of the segment before it"
+    if info.identity_hash != before.identity_hash:
+        return "belongs to another stream"
+    claims = info.kind == KIND_EPOCH
+    if info.epoch < before.epoch or (info.epoch == before.epoch) == claims:
+        return f"has epoch {info.epoch} after epoch {before.epoch}"
+    if info.committed_at < before.committed_at:
+        return "was committed before the segment that it follows"
+    if claims or info.generation == before.generation:
+        follows = info.first_seq == before.last_seq + 1 and info.generation == before.generation
+    else:
+        follows = info.first_seq == 1
+    return "" if follows else f"begins at sequence {info.first_seq} after {before.last_seq}"
