@@ -92,6 +92,17 @@ def rust_unsafe_lines(text: str) -> list[int]:
     return [number for number, line in enumerate(code, 1) if re.search(r"\bunsafe\b", line)]
 
 
+def rust_unexplained_unsafe(text: str) -> list[int]:
+    """Numbers of the lines that open an unsafe block or impl with no SAFETY comment near above."""
+    lines = text.splitlines()
+    return [
+        number
+        for number in rust_unsafe_lines(text)
+        if not re.search(r"\bunsafe (?:extern|fn)\b", lines[number - 1])
+        if not any("SAFETY" in line for line in lines[max(0, number - 8) : number])
+    ]
+
+
 def rust_unwrap_lines(text: str) -> list[int]:
     """Numbers of the lines outside tests that unwrap."""
     code = rust_code(rust_without_tests(text)).splitlines()
@@ -122,14 +133,15 @@ def swallowed_errors(tree: ast.Module) -> list[int]:
 
 
 def word_pattern(words: list[str]) -> re.Pattern[str]:
-    """Finds any of the words, whatever their case; a word at its own borders only."""
+    """Finds any of the words at their own borders; one in lower case, whatever the text's case."""
     alternatives = []
     for word in words:
         escaped = re.escape(word)
         before = r"\b" if word[0].isalnum() else ""
         after = r"\b" if word[-1].isalnum() else ""
-        alternatives.append(before + escaped + after)
-    return re.compile("|".join(alternatives), re.IGNORECASE)
+        any_case = "(?i:" if word == word.lower() else "(?:"
+        alternatives.append(f"{before}{any_case}{escaped}){after}")
+    return re.compile("|".join(alternatives))
 
 
 def hits(pattern: re.Pattern[str], text: str) -> list[tuple[int, str]]:

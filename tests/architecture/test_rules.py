@@ -82,6 +82,11 @@ def test_unsafe_is_found_in_code_only() -> None:
     assert rules.rust_unsafe_lines(RUST) == [10]
 
 
+def test_unexplained_unsafe_is_found() -> None:
+    text = "fn a() {\n    // SAFETY: checked above\n    unsafe { go() }\n}" + "\n" * 9
+    assert rules.rust_unexplained_unsafe(text + "fn b() {\n    unsafe { go() }\n}") == [14]
+
+
 def test_unwrap_is_found_outside_tests_only() -> None:
     assert rules.rust_unwrap_lines(RUST) == [11]
 
@@ -106,10 +111,11 @@ def test_swallowed_errors_are_found() -> None:
 
 
 def test_words_are_found_at_their_borders_only() -> None:
-    pattern = rules.word_pattern(["cat", "/dog/"])
-    assert rules.hits(pattern, "concatenate\na Cat here\nin/dog/house") == [
+    pattern = rules.word_pattern(["cat", "/dog/", "COW"])
+    assert rules.hits(pattern, "concatenate\na Cat here\nin/dog/house\ncow\na COW") == [
         (2, "Cat"),
         (3, "/dog/"),
+        (5, "COW"),
     ]
 
 
