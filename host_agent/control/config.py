@@ -1,0 +1,293 @@
+"""The configuration file. Each wrong key, value or file is an error that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from host_agent.control.errors import BadConfig
+from host_agent.wire.errors import BadName
+from host_agent.wire.names import check_name
+
+_MEGABIT_BYTES = 1_000_000 / 8
+_ADDRESSES_MAX = 16
+_GROUPS_MAX = 256
+#: A configuration is a few KiB; anything larger is another file named by mistake.
+_FILE_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Where streams go, and who both sides are."""
+
+    addresses: tuple[tuple[str, int], ...]
+    server_name: str | None
+    ca_file: Path
+    certificate_file: Path
+    key_file: Path
+
+
+@dataclass(frozen=True)
+class TapConfig:
+    """Where the tap is, and whether to start it."""
+
+    run_dir: Path
+    state_dir: Path
+    autostart: bool
+    binary: Path | None
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """One protection group on this host. Rates in bytes a second, None without a limit."""
+
+    name: str
+    key_file: Path
+    rpo_seconds: float
+    replication_rate: float | None
+    sync_rate: float | None
+    ring_bytes: int
+    hold_ms_max: int
+
+    @property
+    def commit_seconds(self) -> float:
+        """The age at which ingest commits: a fifth of the RPO, 1 to 5 s."""
+        return min(5.0, max(1.0, self.rpo_seconds / 5))
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The whole file."""
+
+    path: Path
+    tenant: str
+    host: str
+    state_dir: Path
+    socket: Path
+    ingest: IngestConfig
+    tap: TapConfig
+    groups: tuple[GroupConfig, ...]
+
+    def group(self, name: str) -> GroupConfig | None:
+        """The group of that name, or None."""
+        return next((group for group in self.groups if group.name == name), None)
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Read and check a configuration file; BadConfig."""
+    return parse_config(_read(path), path.absolute())
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_BYTES_MAX + 1)
+        if len(data) > _FILE_BYTES_MAX:
+            raise BadConfig(f"{path} is too large for a configuration file.")
+        return data.decode()
+    except OSError as error:
+        raise BadConfig(
+            f"The configuration file {path} cannot be read: {error.strerror}.",
+            hint="Name one with --config; agent.example.toml shows what belongs into it.",
+        ) from None
+    except UnicodeDecodeError:
+        raise BadConfig(f"{path} is not text in UTF-8.", hint="Save it as UTF-8.") from None
+
+
+def parse_config(text: str, path: Path) -> AgentConfig:
+    """Check the content of the file at `path` (absolute); BadConfig."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(f"{path} is not TOML: {error}.", hint="Correct that line.") from None
+    top = _Table(content, "", path)
+    state_dir = top.path("state_dir")
+    config = AgentConfig(
+        path=path,
+        tenant=top.name("tenant"),
+        host=top.name("host"),
+        state_dir=state_dir,
+        socket=top.path("socket", state_dir / "agent.sock"),
+        ingest=_ingest(top.table("ingest")),
+        tap=_tap(top.table("tap"), state_dir),
+        groups=_groups(top.table("groups")),
+    )
+    top.end()
+    return config
+
+
+def _ingest(table: _Table) -> IngestConfig:
+    texts = table.texts("addresses")
+    if not 1 <= len(texts) <= _ADDRESSES_MAX:
+        raise table.wrong("addresses", f"must list 1 to {_ADDRESSES_MAX} addresses")
+    config = IngestConfig(
+        addresses=tuple(_address(table, text) for text in texts),
+        server_name=table.text("server_name", None),
+        ca_file=table.file("ca_file"),
+        certificate_file=table.file("certificate_file"),
+        key_file=table.file("key_file"),
+    )
+    table.end()
+    return config
+
+
+def _address(table: _Table, text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit():
+        raise table.wrong("addresses", f"has {text!r}, which is not HOST:PORT")
+    if not 1 <= int(port) <= 65535:
+        raise table.wrong("addresses", f"has port {port}, which does not exist")
+    return host, int(port)
+
+
+def _tap(table: _Table, state_dir: Path) -> TapConfig:
+    config = TapConfig(
+        run_dir=table.path("run_dir"),
+        state_dir=table.path("state_dir", state_dir / "tap"),
+        autostart=table.flag("autostart", False),
+        binary=table.file("binary") if "binary" in table else None,
+    )
+    table.end()
+    return config
+
+
+def _groups(table: _Table) -> tuple[GroupConfig, ...]:
+    names = table.keys()
+    if not 1 <= len(names) <= _GROUPS_MAX:
+        raise BadConfig(
+            f"{table.file_path} must have 1 to {_GROUPS_MAX} groups.",
+            hint="Add a table [groups.NAME] with a key_file.",
+        )
+    return tuple(_group(name, table.table(name)) for name in names)
+
+
+def _group(name: str, table: _Table) -> GroupConfig:
+    try:
+        check_name("group", name)
+    except BadName as error:
+        raise BadConfig(f"{table.file_path}: {error.message}", hint=error.hint) from None
+    config = GroupConfig(
+        name=name,
+        key_file=table.file("key_file"),
+        rpo_seconds=table.number("rpo_seconds", 1, 86_400, 5),
+        replication_rate=_rate(table, "replication_mbit_per_s"),
+        sync_rate=_rate(table, "sync_mbit_per_s"),
+        ring_bytes=int(table.number("ring_mib", 8, 65_536, 128)) << 20,
+        hold_ms_max=int(table.number("hold_ms_max", 5, 2_000, 200)),
+    )
+    table.end()
+    return config
+
+
+def _rate(table: _Table, key: str) -> float | None:
+    if key not in table:
+        return None
+    return table.number(key, 0.1, 1_000_000, 0) * _MEGABIT_BYTES
+
+
+class _Table:
+    """One TOML table that knows where it stands, so that errors can say so."""
+
+    def __init__(self, content: Mapping[str, Any], prefix: str, path: Path) -> None:
+        self._content = content
+        self._prefix = prefix
+        self.file_path = path
+        self._used: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._content
+
+    def keys(self) -> list[str]:
+        return list(self._content)
+
+    def wrong(self, key: str, what: str, hint: str = "") -> BadConfig:
+        shown = f"{self._prefix}{key}"
+        return BadConfig(
+            f"{self.file_path}: {shown} {what}.",
+            hint=hint or f"Correct {shown}; agent.example.toml describes it.",
+        )
+
+    def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
+        self._used.add(key)
+        value = self._content[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.wrong(key, f"must be {word}")
+        return value
+
+    def _need(self, key: str) -> None:
+        if key not in self._content:
+            raise self.wrong(key, "is missing", f"Add {self._prefix}{key}.")
+
+    def table(self, key: str) -> _Table:
+        self._need(key)
+        value = self._take(key, dict, f"a table, [{self._prefix}{key}]")
+        return _Table(value, f"{self._prefix}{key}.", self.file_path)
+
+    def text(self, key: str, default: str | None) -> str | None:
+        if key not in self._content:
+            return default
+        value = self._take(key, str, "a text in quotes")
+        if not value or "\0" in value:
+            raise self.wrong(key, "is empty or contains a zero character")
+        return str(value)
+
+    def texts(self, key: str) -> list[str]:
+        self._need(key)
+        values = self._take(key, list, "a list of texts")
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(key, "must be a list of texts")
+        return values  # type: ignore[no-any-return]
+
+    def name(self, key: str) -> str:
+        self._need(key)
+        try:
+            return check_name(key, self._take(key, str, "a text in quotes"))
+        except BadName as error:
+            raise self.wrong(key, f"is {error.message}", error.hint) from None
+
+    def number(self, key: str, low: float, high: float, default: float) -> float:
+        if key not in self._content:
+            return default
+        value = float(self._take(key, (int, float), "a number"))
+        if not low <= value <= high:
+            raise self.wrong(key, f"must be from {low:g} to {high:g}, not {value:g}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        if key not in self._content:
+            return default
+        return bool(self._take(key, bool, "true or false"))
+
+    def path(self, key: str, default: Path | None = None) -> Path:
+        if default is None:
+            self._need(key)
+        text = self.text(key, None)
+        if text is None:
+            assert default is not None
+            return default
+        return (self.file_path.parent / text).absolute()
+
+    def file(self, key: str) -> Path:
+        path = self.path(key)
+        try:
+            with path.open("rb"):
+                return path
+        except OSError as error:
+            raise self.wrong(
+                key,
+                f"names {path}, which cannot be read: {error.strerror}",
+                "Make that file, or name another.",
+            ) from None
+
+    def end(self) -> None:
+        """BadConfig if there is a key that nobody asked for."""
+        for key in self._content:
+            if key not in self._used:
+                near = difflib.get_close_matches(key, self._used, 1)
+                hint = f"Did you mean {near[0]}?" if near else "Remove it."
+                raise self.wrong(key, "is not a setting", hint)

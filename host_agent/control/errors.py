@@ -1,0 +1,71 @@
+"""What can go wrong between a person, the agent and the tap."""
+
+from __future__ import annotations
+
+from host_agent.wire.errors import HoldfastError
+
+
+class BadConfig(HoldfastError):
+    """A configuration file with a key, a value or a file that cannot be used."""
+
+    code = "bad_config"
+
+
+class AgentNotRunning(HoldfastError):
+    """No agent answers at its socket."""
+
+    code = "agent_not_running"
+
+
+class AgentRunning(HoldfastError):
+    """Another agent already works with this state directory."""
+
+    code = "agent_running"
+
+
+class UnknownGroup(HoldfastError):
+    """A group that the configuration does not name."""
+
+    code = "unknown_group"
+
+
+class BadRequest(HoldfastError):
+    """A command that the agent does not understand."""
+
+    code = "bad_request"
+
+
+class StateUnusable(HoldfastError):
+    """The state directory, or a file in it, cannot be read or written."""
+
+    code = "state_unusable"
+
+
+class TapNotRunning(HoldfastError):
+    """No tap answers at its socket."""
+
+    code = "tap_not_running"
+
+
+class TapBinaryMissing(HoldfastError):
+    """The program holdfast-tap was not found or did not start."""
+
+    code = "tap_binary_missing"
+
+
+class CheckpointNotStored(HoldfastError):
+    """The marker is in the stream, but the journal did not confirm it in time."""
+
+    code = "checkpoint_not_stored"
+
+
+class CommandRefused(HoldfastError):
+    """The agent answered a command with an error; `code` is the agent's own."""
+
+    def __init__(self, fields: dict[str, object]) -> None:
+        super().__init__(
+            str(fields.get("message", "The agent refused.")),
+            hint=str(fields.get("hint", "")),
+            retryable=bool(fields.get("retryable", False)),
+        )
+        self.code = str(fields.get("error", "refused"))
