@@ -24,8 +24,9 @@ OBJECT_BYTES_MAX = 64 * 1024 * 1024
 LIST_PAGE_NAMES = 1000
 
 # Components never begin with a dot: a local folder keeps its unfinished files under such names.
-_NAME = re.compile(r"[a-z0-9_][A-Za-z0-9._-]{0,127}(?:/[a-z0-9_][A-Za-z0-9._-]{0,127}){0,15}")
-_PREFIX = re.compile(r"(?:[a-z0-9_][A-Za-z0-9._-]{0,127}/){0,15}(?:[a-z0-9_][A-Za-z0-9._-]{0,127})?")
+_PART = r"[a-z0-9_][a-z0-9._-]{0,127}"
+_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,15}}")
+_PREFIX = re.compile(rf"(?:{_PART}/){{0,15}}(?:{_PART})?")
 
 
 class Created(Enum):
@@ -56,7 +57,7 @@ class ObjectStore(Protocol):
         """Make the object, durable when this returns, unless the name is taken.
 
         Never changes an object that is there. EXISTS says nothing of what it holds: read it.
-        Raises StoreUnavailable (OutcomeUnknown where it may have happened), StoreFull, StoreRefused.
+        Raises StoreUnavailable (OutcomeUnknown: it may have happened), StoreFull, StoreRefused.
         """
         ...
 
