@@ -1,8 +1,8 @@
-"""CRC-32C of whole batches: one pass over the bytes, and a vectorised combination of the records' own checksums.
+"""CRC-32C of whole batches: one pass over the bytes, and the records' own checksums combined.
 
-A CRC is linear over GF(2): appending n bytes multiplies it by x^(8n) modulo the polynomial. So the CRC of a
-concatenation is the exclusive or of each piece's CRC shifted by what follows it (the method of zlib's
-crc32_combine). Shifts by powers of two are applied with byte-wise tables to all pieces at once.
+A CRC is linear over GF(2): appending n bytes multiplies it by x^(8n) modulo the polynomial. So the
+CRC of a concatenation is the exclusive or of each piece's CRC shifted by what follows it (the
+method of zlib's crc32_combine). Shifts by powers of two are applied with byte-wise tables to all at once.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def span_crc(crcs: NDArray[np.uint32], lengths: NDArray[np.uint32]) -> int:
 def first_bad(
     span: bytes | memoryview, crcs: NDArray[np.uint32], lengths: NDArray[np.uint32]
 ) -> int | None:
-    """Which piece does not match its CRC; None if all do. Slow: for naming the culprit after a mismatch."""
+    """Which piece does not match its CRC; None if all do. Slow: it names the culprit afterwards."""
     position = 0
     for row, (crc, length) in enumerate(zip(crcs.tolist(), lengths.tolist(), strict=True)):
         if crc32c(span[position : position + length]) != crc:

@@ -1,4 +1,4 @@
-"""What can be wrong with bytes, names and keys: one base class, fields for software, a sentence for people."""
+"""What can be wrong with bytes, names and keys: fields for software, a sentence for people."""
 
 from __future__ import annotations
 

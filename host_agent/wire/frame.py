@@ -1,11 +1,13 @@
-"""Frames: the clear header that everybody may read, and the index part as columns. FORMAT.md section 4."""
+"""Frames: the clear header that all may read, and the index part as columns. FORMAT.md 4."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
@@ -25,7 +27,8 @@ KIND_CRASH, KIND_APPLICATION, KIND_TAGGED = 1, 2, 3
 
 _FIXED = struct.Struct("<4sBBHBBBBI16s32s32sQQQQQ32sIIIIQH58sI")
 _MARKER = struct.Struct("<16sQQBB6s")
-assert _FIXED.size == FIXED_BYTES and _MARKER.size == MARKER_BYTES
+assert _FIXED.size == FIXED_BYTES
+assert _MARKER.size == MARKER_BYTES
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class FrameHeader:
         if length != FIXED_BYTES + MARKER_BYTES * count:
             raise WireError("The frame's header has another length than its markers.")
         markers = tuple(_unpack_marker(head, FIXED_BYTES + MARKER_BYTES * i) for i in range(count))
-        header = cls(fields[4], fields[5], *fields[8:23], markers)
+        header = cls(*fields[4:6], *fields[8:23], markers)  # type: ignore[call-arg]
         check_header(header)
         return header
 
@@ -197,5 +200,5 @@ def decode_index(plain: bytes | memoryview, count: int, first_seq: int) -> Recor
     return records
 
 
-def _to_planes(column: np.ndarray, width: int) -> bytes:  # type: ignore[type-arg]
+def _to_planes(column: NDArray[Any], width: int) -> bytes:
     return column.view(np.uint8).reshape(-1, width).T.tobytes()

@@ -1,4 +1,4 @@
-"""The record hash: a running BLAKE3 over records that re-batching does not change. FORMAT.md section 1."""
+"""The record hash: a running BLAKE3 that re-batching does not change. FORMAT.md section 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tenant key, group key, data key: how they are made, wrapped and written down. FORMAT.md section 7."""
+"""Tenant, group and data keys: how they are made, wrapped and written. FORMAT.md section 7."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class TenantKey:
 
 @dataclass(frozen=True)
 class GroupKey:
-    """The key that wraps the data keys of a group's streams, with its own form under the tenant key."""
+    """The key that wraps the data keys of a group's streams, with its form under the tenant's."""
 
     tenant: str
     group: str
@@ -219,7 +219,7 @@ def _check_object(data: bytes, identity: Identity, generation: bytes) -> _KeyObj
 
 
 def check_key_object(data: bytes, identity: Identity, generation: bytes) -> None:
-    """Raise BadKeyFile or WrongKey unless `data` is the key object of that generation. Opens nothing."""
+    """Raise BadKeyFile or WrongKey unless `data` is that generation's key object. Opens nothing."""
     _check_object(data, identity, generation)
 
 
@@ -246,7 +246,8 @@ def open_with_tenant(
     found = _check_object(data, identity, generation)
     if found.tenant_key_id != tenant_key.id:
         raise WrongKey(
-            f"The journal of {identity} was sealed under tenant key {found.tenant_key_id}; this key file holds {tenant_key.id}.",
+            f"The journal of {identity} was sealed under tenant key {found.tenant_key_id}; "
+            f"this key file holds {tenant_key.id}.",
             hint="Use the key file that this tenant had when the journal was written.",
         )
     group_key = unwrap(tenant_key.key, found.group_key, "group", found.tenant, found.group)

@@ -5,16 +5,16 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 
-#: Positions between two anchors of the record hash: one BLAKE3 over at most 192 KiB to continue from an anchor.
+#: Positions between two anchors of the record hash: at most 192 KiB are hashed to continue.
 HASH_GRID = 4096
 
 #: Largest payload of one record. Larger requests are recorded in pieces (one piece fits any frame).
 RECORD_PAYLOAD_BYTES_MAX = 1 * MIB
 
-#: Largest JSON body of a record: it must fit a tap control message of 64 KiB together with its frame of words.
+#: Largest JSON body of a record: it must fit a tap control message of 64 KiB with its other words.
 BODY_BYTES_MAX = 48 * KIB
 
-#: Largest payload part before compression: what sender and receiver hold in memory for one frame, several times over.
+#: Largest payload part before compression: sender and receiver hold it in memory several times.
 FRAME_PLAIN_BYTES_MAX = 4 * MIB
 
 #: Most records of a frame: 65,536 flushes or zeroes without payload are 2.6 MiB of index.
@@ -29,7 +29,7 @@ SEAL_OVERHEAD_MAX = 32 * KIB
 #: A sealed part that claims to be larger is refused before memory is taken for it.
 PART_SEALED_BYTES_MAX = FRAME_PLAIN_BYTES_MAX + SEAL_OVERHEAD_MAX
 
-#: A segment is closed when it reaches this size: 0.1 s of a very busy stream, few requests for the store.
+#: A segment is closed when it reaches this size: 0.1 s of a very busy stream, few requests.
 SEGMENT_BYTES_TARGET = 16 * MIB
 
 #: Hard limit of a segment: the target, and one frame more.

@@ -1,4 +1,4 @@
-"""Messages of a session between agent and ingest. FORMAT.md section 6. Sans I/O: bytes in, structures out."""
+"""Messages of a session between agent and ingest. FORMAT.md section 6. Bytes in, structures out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MessageType(IntEnum):
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The agent's first message. Generations as 32 hexadecimal digits, `key` the wrapped key object."""
+    """The agent's first message. Generations in hexadecimal, `key` the wrapped key object."""
 
     version: int
     software: str
@@ -156,7 +156,7 @@ def pack(message: Message) -> bytes:
 
 
 def parse_head(head: bytes | memoryview) -> tuple[int, int]:
-    """(type, body length) of a message; checked before anything is read or allocated for the body."""
+    """(type, body length) of a message; checked before anything is allocated for the body."""
     magic, number, flags, reserved, length, crc = _HEAD.unpack(head)
     if magic != MAGIC:
         raise WireError("The peer does not speak Holdfast's protocol.")

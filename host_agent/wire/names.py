@@ -1,4 +1,4 @@
-"""The names of objects in a store, of streams, and of identities in certificates. The only place that makes them."""
+"""Names of objects in a store, of streams, of identities in certificates. Made here alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from host_agent.wire.errors import BadName
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PLACE = re.compile(r"[0-9a-f]{16}")
+#: The tenant's statements lie beside its groups.
+_RESERVED_GROUP = "asof"
 _SAN = re.compile(r"spiffe://holdfast/tenant/([^/]+)/agent/([^/]+)")
 
 
 def check_name(kind: str, name: str) -> str:
     """Return `name` if it may name a tenant, group, host or disk; raise BadName otherwise."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith(".."):
+    if not _NAME.fullmatch(name) or (kind == "group" and name == _RESERVED_GROUP):
         raise BadName(
             f"{name!r:.80} cannot be the name of a {kind}.",
-            hint="Use 1 to 63 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or a digit.",
+            hint="Use 1 to 63 of a-z, 0-9, dot, underscore, hyphen; begin with letter or digit.",
         )
     return name
 
@@ -57,6 +59,12 @@ class Identity:
         return f"{self.tenant}/{self.group}/{self.host}"
 
 
+def _numbered(what: str, number: int) -> str:
+    if not 1 <= number < 1 << 63:
+        raise BadName(f"{number} cannot be the number of a {what}.")
+    return f"{number:016x}"
+
+
 def chain_prefix(identity: Identity) -> str:
     """What the names of all segments of a stream begin with."""
     return f"{identity.prefix}chain/"
@@ -64,7 +72,7 @@ def chain_prefix(identity: Identity) -> str:
 
 def chain_name(identity: Identity, place: int) -> str:
     """The name of the segment at `place` (from 1)."""
-    return f"{chain_prefix(identity)}{place:016x}"
+    return f"{chain_prefix(identity)}{_numbered('place', place)}"
 
 
 def place_of(name: str) -> int | None:
@@ -72,11 +80,13 @@ def place_of(name: str) -> int | None:
     head, _, last = name.rpartition("/")
     if not head.endswith("/chain") or not _PLACE.fullmatch(last):
         return None
-    return int(last, 16)
+    return int(last, 16) or None
 
 
 def key_name(identity: Identity, generation: bytes) -> str:
     """The name of the wrapped data key of a generation."""
+    if len(generation) != 16:
+        raise BadName(f"A generation has 16 bytes, not {len(generation)}.")
     return f"{identity.prefix}keys/{generation.hex()}"
 
 
@@ -87,7 +97,7 @@ def asof_prefix(tenant: str) -> str:
 
 def asof_name(tenant: str, number: int) -> str:
     """The name of a tenant's statement `number` (from 1)."""
-    return f"{asof_prefix(tenant)}{number:016x}"
+    return f"{asof_prefix(tenant)}{_numbered('statement', number)}"
 
 
 def agent_san(tenant: str, host: str) -> str:

@@ -70,7 +70,8 @@ RECORD: np.dtype[Any] = np.dtype(_COLUMNS)
 RING_ENTRY: np.dtype[Any] = np.dtype(
     [*_COLUMNS, ("payload_pos", "<u8"), ("lap", "<u4"), ("entry_crc", "<u4")]
 )
-assert RECORD.itemsize == 48 and RING_ENTRY.itemsize == 64
+assert RECORD.itemsize == 48
+assert RING_ENTRY.itemsize == 64
 
 DATA_OPS = (Op.WRITE, Op.SYNC)
 ZERO_OPS = (Op.ZERO, Op.TRIM, Op.SYNC_ZERO)
@@ -97,12 +98,14 @@ _ON_DISK = _ops_table(DATA_OPS, ZERO_OPS, (Op.FLUSH, Op.RESIZE))
 
 def writes_disk(records: Records) -> NDArray[np.bool_]:
     """Which records change bytes of a disk."""
-    return _DATA[records["op"]] | _ZERO[records["op"]]
+    changes: NDArray[np.bool_] = _DATA[records["op"]] | _ZERO[records["op"]]
+    return changes
 
 
 def has_body(records: Records) -> NDArray[np.bool_]:
     """Which records carry a JSON body."""
-    return _BODY[records["op"]]
+    carries: NDArray[np.bool_] = _BODY[records["op"]]
+    return carries
 
 
 def order_keys(records: Records) -> NDArray[np.uint64]:

@@ -56,7 +56,7 @@ class RingHeader:
 
 
 class RingView:
-    """Records and payloads of a mapped ring. The caller keeps to positions that the tap has not taken back."""
+    """Records and payloads of a mapped ring. Ask only for what was not given back yet."""
 
     def __init__(self, data: memoryview) -> None:
         self.header = RingHeader.parse(data)
@@ -68,7 +68,7 @@ class RingView:
         )
 
     def records(self, first: int, last: int) -> Records:
-        """A copy of the entries `first` to `last`; ChecksumMismatch if one is torn, stale or changed."""
+        """A copy of the entries `first` to `last`; ChecksumMismatch if one is torn or stale."""
         capacity = self.header.index_capacity
         if not 1 <= first <= last or last - first >= capacity:
             raise WireError(f"Positions {first} to {last} do not fit the ring.")

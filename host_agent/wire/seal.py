@@ -1,4 +1,4 @@
-"""Sealing and opening of frames: compress, then AES-256-GCM under a key of this connection. FORMAT.md section 4."""
+"""Sealing and opening of frames: zstd, then AES-256-GCM under a connection's key. FORMAT.md 4."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _authenticated(part: int, identity: Identity, header: bytes) -> bytes:
 class FrameSealer:
     """Seals one connection's frames. Not for several threads at once.
 
-    The salt must be fresh from a random source for each connection: with the counter it makes each (key, nonce)
-    pair unique, also over crashes and resends.
+    The salt must be fresh from a random source for each connection: with the counter it makes each
+    (key, nonce) pair unique, also over crashes and resends.
     """
 
     def __init__(self, data_key: bytes, identity: Identity, generation: bytes, salt: bytes) -> None:
@@ -184,8 +184,10 @@ class FrameOpener:
             )
         except InvalidTag:
             raise UnsealFailed(
-                f"The frame at sequence {header.first_seq} of {self._identity} was changed after it was sealed.",
-                hint="The stored object is damaged or was replaced; points in time before it are not affected.",
+                f"The frame at sequence {header.first_seq} of {self._identity} was changed "
+                "after it was sealed.",
+                hint="The stored object is damaged or was replaced; points in time before it are "
+                "not affected.",
             ) from None
         return decompress(packed, plain)
 

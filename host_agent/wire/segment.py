@@ -20,7 +20,8 @@ LEAD_BYTES, TRAILER_BYTES = 16, 320
 _LEAD = struct.Struct("<8sII")
 _TRAILER = struct.Struct("<8sIIQQ32s32s16s16sQQQQ32sIIQB67s8s32sI")
 _HASH_AT, _CRC_AT = 284, 316
-assert _LEAD.size == LEAD_BYTES and _TRAILER.size == TRAILER_BYTES
+assert _LEAD.size == LEAD_BYTES
+assert _TRAILER.size == TRAILER_BYTES
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SegmentInfo:
 
 @dataclass(frozen=True)
 class FrameRef:
-    """A frame within a segment: its header, its sealed index, and where its payload lies in the object."""
+    """A frame within a segment: header, sealed index, and where its payload lies in the object."""
 
     header: FrameHeader
     header_bytes: bytes
@@ -103,7 +104,7 @@ def _pack(info: SegmentInfo, crc: int) -> bytes:
 
 
 def parse_trailer(data: bytes | memoryview) -> SegmentInfo:
-    """The trailer at the end of `data`; WireError if there is none, ChecksumMismatch if it is damaged."""
+    """The trailer at the end of `data`; WireError if there is none, ChecksumMismatch if damaged."""
     if len(data) < TRAILER_BYTES:
         raise WireError("The segment is cut off before its trailer.")
     trailer = bytes(data[-TRAILER_BYTES:])
@@ -203,14 +204,11 @@ def verify_segment(data: bytes | memoryview) -> SegmentInfo:
 
 def check_follows(before: SegmentInfo | None, info: SegmentInfo) -> None:
     """Raise ChainBroken unless `info` is what may follow `before` (None: the chain's beginning)."""
-    if before is None:
-        wrong = _wrong_beginning(info)
-    else:
-        wrong = _wrong_successor(before, info)
+    wrong = _wrong_beginning(info) if before is None else _wrong_successor(before, info)
     if wrong:
         raise ChainBroken(
             f"The segment at place {info.place} {wrong}.",
-            hint="An object of the journal was lost or replaced; what lies before it can be restored.",
+            hint="An object of the journal was lost or replaced; what lies before can be restored.",
         )
 
 
