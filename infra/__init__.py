@@ -1,0 +1,1 @@
+"""What surrounds the product: scripts, units, locks, the demonstration."""
