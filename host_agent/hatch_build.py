@@ -1,4 +1,4 @@
-"""Puts the compiled tap into the wheel, so that hosts need no compiler.
+"""Puts the import package and the compiled tap into the wheel, so that hosts need no compiler.
 
 The wheel runs on any CPython 3 of this machine's architecture: the binary does not link Python,
 hence `py3-none-linux_<machine>`.
@@ -17,6 +17,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 BINARY = "holdfast-tap"
 
+# What of this folder is the import package `host_agent`.
+PARTS = (
+    "__init__.py",
+    "agent.example.toml",
+    "control",
+    "hypervisor",
+    "py.typed",
+    "recovery",
+    "stream",
+    "wire",
+)
+
 
 class TapBuildHook(BuildHookInterface[Any]):
     """Ships `holdfast-tap` as a script of the wheel, building it if it is not there yet."""
@@ -25,6 +37,8 @@ class TapBuildHook(BuildHookInterface[Any]):
         """Add the binary and the platform tag. Raises RuntimeError if it cannot be built."""
         if version == "editable":
             return  # `make tap` links the binary into the environment itself
+        root = Path(self.root)
+        build_data["force_include"] = {str(root / part): f"host_agent/{part}" for part in PARTS}
         binary = self._binary()
         build_data["shared_scripts"] = {str(binary): BINARY}
         build_data["pure_python"] = False
