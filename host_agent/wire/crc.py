@@ -2,7 +2,7 @@
 
 A CRC is linear over GF(2): appending n bytes multiplies it by x^(8n) modulo the polynomial. So the
 CRC of a concatenation is the exclusive or of each piece's CRC shifted by what follows it (the
-method of zlib's crc32_combine). Shifts by powers of two are applied with byte-wise tables to all at once.
+method of zlib's crc32_combine). Shifts by powers of two use byte-wise tables for all pieces.
 """
 
 from __future__ import annotations
@@ -87,6 +87,27 @@ def span_crc(crcs: NDArray[np.uint32], lengths: NDArray[np.uint32]) -> int:
         return 0
     ends = np.cumsum(lengths, dtype=np.uint64)
     return int(np.bitwise_xor.reduce(shift(crcs, ends[-1] - ends)))
+
+
+def repeated_crc(crc: int, length: int, count: int) -> int:
+    """CRC-32C of `count` pieces of `length` bytes that all have the CRC `crc`."""
+    whole, piece, factor = 0, crc, _multiply_power(length)
+    while count:
+        if count & 1:
+            whole = _multiply(whole, factor) ^ piece
+        piece = _multiply(piece, factor) ^ piece
+        factor = _multiply(factor, factor)
+        count >>= 1
+    return whole
+
+
+def _multiply_power(length: int) -> int:
+    """x^(8 * length) modulo the polynomial, reflected."""
+    factor = _TOP
+    for power in range(length.bit_length()):
+        if length >> power & 1:
+            factor = _multiply(factor, _byte_factor(power))
+    return factor
 
 
 def first_bad(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import ChecksumMismatch, LimitExceeded, WireError
-from host_agent.wire.record import RECORD, Records, State, check_records
+from host_agent.wire.record import RECORD, SEQ_LIMIT, Records, State, check_records
 
 MAGIC = b"HFFR"
 VERSION = 1
@@ -20,6 +20,7 @@ CODEC_ZSTD = 1
 FIXED_BYTES = 256
 MARKER_BYTES = 40
 INDEX_ROW_BYTES = 40
+TAG_BYTES = 16
 
 HAS_BEGIN, HAS_END, ENDS_INSIDE_REQUEST = 1, 2, 4
 SCOPE_STREAM, SCOPE_GROUP, SCOPE_COMMIT = 1, 2, 3
@@ -78,11 +79,14 @@ class FrameHeader:
     def pack(self) -> bytes:
         """The header's bytes; WireError if a field is out of bounds."""
         check_header(self)
-        markers = b"".join(
-            _MARKER.pack(m.checkpoint, m.seq, m.time, m.scope, m.kind, bytes(6))
-            for m in self.markers
-        )
-        fixed = self._pack_fixed(0)
+        try:
+            markers = b"".join(
+                _MARKER.pack(m.checkpoint, m.seq, m.time, m.scope, m.kind, bytes(6))
+                for m in self.markers
+            )
+            fixed = self._pack_fixed(0)
+        except struct.error as error:
+            raise WireError(f"A field of the frame's header is out of bounds: {error}.") from None
         return self._pack_fixed(crc32c(fixed + markers)) + markers
 
     def _pack_fixed(self, crc: int) -> bytes:
@@ -105,22 +109,26 @@ class FrameHeader:
         *_, crc = fields
         if crc32c(head[:252] + bytes(4) + head[256:]) != crc:
             raise ChecksumMismatch("The frame's header does not match its checksum.")
-        codec, reserved, spare = fields[6], fields[7], fields[24]
-        if codec != CODEC_ZSTD or reserved or any(spare):
-            raise WireError("The frame's header uses fields of a newer version.")
+        minor, codec, reserved, spare = fields[2], fields[6], fields[7], fields[24]
+        if codec != CODEC_ZSTD:
+            raise WireError(f"The frame's parts are coded with the unknown codec {codec}.")
+        if minor == 0 and (reserved or any(spare)):
+            raise WireError("The frame's header uses reserved fields.")
         count = fields[23]
         if length != FIXED_BYTES + MARKER_BYTES * count:
             raise WireError("The frame's header has another length than its markers.")
-        markers = tuple(_unpack_marker(head, FIXED_BYTES + MARKER_BYTES * i) for i in range(count))
+        markers = tuple(
+            _unpack_marker(head, FIXED_BYTES + MARKER_BYTES * i, minor) for i in range(count)
+        )
         header = cls(*fields[4:6], *fields[8:23], markers)  # type: ignore[call-arg]
         check_header(header)
         return header
 
 
-def _unpack_marker(head: bytes, at: int) -> Marker:
+def _unpack_marker(head: bytes, at: int, minor: int) -> Marker:
     checkpoint, seq, time, scope, kind, spare = _MARKER.unpack_from(head, at)
-    if any(spare):
-        raise WireError("A marker uses fields of a newer version.")
+    if minor == 0 and any(spare):
+        raise WireError("A marker uses reserved fields.")
     return Marker(checkpoint, seq, time, scope, kind)
 
 
@@ -142,28 +150,43 @@ def header_length(data: bytes | memoryview) -> int:
 def check_header(header: FrameHeader) -> None:
     """Raise WireError unless the fields agree with each other and with the limits."""
     h = header
+    lengths = (len(h.generation), len(h.salt), len(h.commitment), len(h.record_hash))
+    if lengths != (16, 32, 32, 32):
+        raise WireError("A field of the frame's header has the wrong length.")
     if not 1 <= h.records <= limits.FRAME_RECORDS_MAX:
         raise LimitExceeded(f"A frame of {h.records} records is out of bounds.")
-    if h.first_seq < 1 or h.last_seq != h.first_seq + h.records - 1 or h.last_seq >= 1 << 63:
+    if h.first_seq < 1 or h.last_seq != h.first_seq + h.records - 1 or h.last_seq >= SEQ_LIMIT:
         raise WireError("The frame's sequences do not match its count of records.")
     if h.state not in (State.RECORDING, State.SYNCING) or h.flags & ~7:
         raise WireError("The frame states an unknown state.")
     if h.time_last < h.time_first:
         raise WireError("The frame's times run back.")
-    sizes = (h.index_sealed, h.payload_sealed)
-    if h.index_plain != h.records * INDEX_ROW_BYTES or h.index_sealed <= 16:
+    _check_parts(h)
+    _check_markers(h)
+
+
+def _check_parts(h: FrameHeader) -> None:
+    if h.index_plain != h.records * INDEX_ROW_BYTES or h.index_sealed <= TAG_BYTES:
         raise WireError("The frame's index has another length than its records.")
-    if max(sizes) > limits.PART_SEALED_BYTES_MAX or h.payload_plain > limits.FRAME_PLAIN_BYTES_MAX:
+    sealed = max(h.index_sealed, h.payload_sealed)
+    if sealed > limits.PART_SEALED_BYTES_MAX or h.payload_plain > limits.FRAME_PLAIN_BYTES_MAX:
         raise LimitExceeded("A part of the frame is larger than allowed.")
-    if bool(h.payload_sealed) != bool(h.payload_plain):
+    if (h.payload_sealed > TAG_BYTES) != (h.payload_plain > 0) or 0 < h.payload_sealed <= TAG_BYTES:
         raise WireError("The frame's payload lengths do not agree.")
-    lengths = (len(h.generation), len(h.salt), len(h.commitment), len(h.record_hash))
-    if lengths != (16, 32, 32, 32) or len(h.markers) > limits.FRAME_MARKERS_MAX:
-        raise WireError("A field of the frame's header has the wrong length.")
+
+
+def _check_markers(h: FrameHeader) -> None:
+    if len(h.markers) > limits.FRAME_MARKERS_MAX:
+        raise LimitExceeded(f"A frame of {len(h.markers)} markers is out of bounds.")
+    before = h.first_seq - 1
     for marker in h.markers:
-        valid = marker.scope in (1, 2, 3) and marker.kind in (1, 2, 3)
-        if not valid or not h.first_seq <= marker.seq <= h.last_seq or len(marker.checkpoint) != 16:
-            raise WireError("A marker does not lie in its frame.")
+        if not before < marker.seq <= h.last_seq:
+            raise WireError("A marker does not lie in its frame, or not in order.")
+        known = marker.scope in (1, 2, 3) and marker.kind in (1, 2, 3)
+        timely = h.time_first <= marker.time <= h.time_last
+        if not known or not timely or len(marker.checkpoint) != 16:
+            raise WireError(f"The marker at sequence {marker.seq} is malformed.")
+        before = marker.seq
 
 
 _DELTA_COLUMNS = ("time", "offset", "aux")
@@ -187,6 +210,8 @@ def decode_index(plain: bytes | memoryview, count: int, first_seq: int) -> Recor
     """Records from an index part; WireError if it is not the canonical form of valid records."""
     if not 1 <= count <= limits.FRAME_RECORDS_MAX or len(plain) != count * INDEX_ROW_BYTES:
         raise WireError("The index part has another length than its records.")
+    if not 1 <= first_seq < SEQ_LIMIT - count:
+        raise WireError(f"{first_seq} cannot be the first sequence of a frame.")
     records = np.empty(count, RECORD)
     records["seq"] = np.arange(first_seq, first_seq + count, dtype=np.uint64)
     at = 0

@@ -18,7 +18,7 @@ class RecordHash:
     """H(s) as records are added, and the newest anchor (b, G(b)) from which it can be continued."""
 
     def __init__(self, anchor: int = 0, anchor_hash: bytes = GENESIS) -> None:
-        if anchor % HASH_GRID or len(anchor_hash) != 32:
+        if anchor < 0 or anchor % HASH_GRID or len(anchor_hash) != 32:
             raise WireError(f"{anchor} is not an anchor of the record hash.")
         self.anchor = anchor
         self.anchor_hash = anchor_hash

@@ -18,6 +18,7 @@ from host_agent.wire.errors import BadKeyFile, WrongKey
 from host_agent.wire.names import Identity, check_name
 
 KEY_BYTES = 32
+WRAPPED_BYTES = 12 + KEY_BYTES + 16
 
 
 class _TenantKeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +38,7 @@ class _GroupKeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     wrapped: str
     tenant_key_id: str
+    check: str
 
 
 class _KeyObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +72,7 @@ def wrap(under: bytes, key: bytes, purpose: str, *parts: str) -> str:
 
 def unwrap(under: bytes, wrapped: str, purpose: str, *parts: str) -> bytes:
     """What `wrap` sealed; WrongKey for another key, purpose or context."""
-    raw = _decode(wrapped, 12 + KEY_BYTES + 16)
+    raw = _decode(wrapped, WRAPPED_BYTES)
     try:
         return AESGCM(under).decrypt(raw[:12], raw[12:], _context(purpose, parts))
     except InvalidTag:
@@ -85,7 +87,7 @@ def _decode(text: str, length: int) -> bytes:
         raw = base64.b64decode(text, validate=True)
     except ValueError:
         raw = b""
-    if len(raw) != length:
+    if len(raw) != length or base64.b64encode(raw).decode() != text:
         raise BadKeyFile("A key is not Base64 of the right length.", hint="Use an unchanged copy.")
     return raw
 
@@ -159,6 +161,17 @@ class GroupKey:
         """The key's public name."""
         return key_id(self.key)
 
+    @property
+    def check(self) -> str:
+        """32 hexadecimal digits over the whole file.
+
+        A host cannot open `wrapped`; were it damaged unnoticed, the tenant could open nothing that
+        was sealed from then on.
+        """
+        whole = (self.tenant, self.group, self.wrapped, self.tenant_key_id)
+        info = "\0".join(("holdfast group key file v1", *whole)).encode()
+        return HKDF(SHA256(), 16, None, info).derive(self.key).hex()
+
     @classmethod
     def make(cls, tenant_key: TenantKey, group: str) -> GroupKey:
         """A new random key, wrapped under the tenant's."""
@@ -174,8 +187,9 @@ class GroupKey:
         key = cls(f.tenant, f.group, _decode(f.key, KEY_BYTES), f.wrapped, f.tenant_key_id)
         check_name("tenant", f.tenant)
         check_name("group", f.group)
-        if key.id != f.id:
-            raise BadKeyFile("The group key does not match its id.", hint="Use an unchanged copy.")
+        _decode(f.wrapped, WRAPPED_BYTES)
+        if key.id != f.id or key.check != f.check:
+            raise BadKeyFile("The group key file is damaged.", hint="Use an unchanged copy.")
         return key
 
     def dump(self) -> bytes:
@@ -191,6 +205,7 @@ class GroupKey:
                 text,
                 self.wrapped,
                 self.tenant_key_id,
+                self.check,
             )
         )
 
@@ -228,6 +243,12 @@ def open_with_group(
 ) -> bytes:
     """The data key from its object, for the host that holds the group key."""
     found = _check_object(data, identity, generation)
+    if found.group_key_id != group_key.id:
+        raise WrongKey(
+            f"The data key of {identity} is wrapped under group key {found.group_key_id}; "
+            f"this key file holds {group_key.id}.",
+            hint="Use the key file that this group had when the journal was written.",
+        )
     return unwrap(
         group_key.key,
         found.data_key,
@@ -251,6 +272,8 @@ def open_with_tenant(
             hint="Use the key file that this tenant had when the journal was written.",
         )
     group_key = unwrap(tenant_key.key, found.group_key, "group", found.tenant, found.group)
+    if key_id(group_key) != found.group_key_id:
+        raise WrongKey(f"The key object of {identity} holds another group key than it says.")
     return unwrap(
         group_key, found.data_key, "data", found.tenant, found.group, found.host, found.generation
     )

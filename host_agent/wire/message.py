@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import ChecksumMismatch, LimitExceeded, WireError
+from host_agent.wire.record import SEQ_LIMIT
 
 ALPN = "holdfast/1"
 VERSION = 1
@@ -34,88 +36,98 @@ class MessageType(IntEnum):
     COMMIT_NOW = 10
 
 
+Version = Annotated[int, Meta(ge=0, le=0xFFFF)]
+Position = Annotated[int, Meta(ge=0, le=SEQ_LIMIT - 1)]
+Amount = Annotated[int, Meta(ge=0, le=SEQ_LIMIT - 1)]
+Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+StateNumber = Annotated[int, Meta(ge=0, le=3)]
+Text = Annotated[str, Meta(max_length=4096)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The agent's first message. Generations in hexadecimal, `key` the wrapped key object."""
 
-    version: int
-    software: str
-    tenant: str
-    group: str
-    host: str
-    generation: str
-    predecessor: str | None
-    freed: int
-    head: int
+    version: Version
+    software: Text
+    tenant: Text
+    group: Text
+    host: Text
+    generation: Hex32
+    predecessor: Hex32 | None
+    freed: Position
+    head: Position
     key: dict[str, object]
-    commit_seconds: float
+    commit_seconds: Seconds
 
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ingest's answer: where the chain stands and how to go on."""
 
-    version: int
-    epoch: int
-    generation: str | None
-    stored: int
-    record_hash: str
-    state: int
-    place: int
-    window_bytes: int
-    frame_bytes_max: int
+    version: Version
+    epoch: Position
+    generation: Hex32 | None
+    stored: Position
+    record_hash: Hex64
+    state: StateNumber
+    place: Position
+    window_bytes: Amount
+    frame_bytes_max: Amount
     begin: Literal["resume", "new_generation"]
 
 
 class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Positions up to `seq` are in ingest's memory. For flow control and diagnosis only."""
 
-    seq: int
+    seq: Position
 
 
 class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Positions up to `seq` are in the object store, by a writer of `epoch`."""
 
-    epoch: int
-    generation: str
-    seq: int
-    record_hash: str
-    place: int
+    epoch: Position
+    generation: Hex32
+    seq: Position
+    record_hash: Hex64
+    place: Position
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far is the tap now, and what does it do?"""
 
-    probe: int
+    probe: Amount
 
 
 class Probed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As the tap stated it after the probe arrived."""
 
-    probe: int
-    generation: str
-    head: int
-    state: int
+    probe: Amount
+    generation: Hex32
+    head: Position
+    state: StateNumber
 
 
 class Throttle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Send no more than this, bytes a second."""
 
-    bytes_per_second: int
-    reason: str
+    bytes_per_second: Amount
+    reason: Text
 
 
 class Close(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sender ends the connection. `retry_seconds` None: not without somebody's help."""
 
-    code: str
-    message: str
-    hint: str = ""
-    retry_seconds: float | None = None
+    code: Text
+    message: Text
+    hint: Text = ""
+    retry_seconds: Seconds | None = None
 
 
 class CommitNow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Commit as soon as `seq` was received: somebody waits for it."""
 
-    seq: int
+    seq: Position
 
 
 Message = Hello | Welcome | Received | Stored | Probe | Probed | Throttle | Close | CommitNow
@@ -157,6 +169,8 @@ def pack(message: Message) -> bytes:
 
 def parse_head(head: bytes | memoryview) -> tuple[int, int]:
     """(type, body length) of a message; checked before anything is allocated for the body."""
+    if len(head) != HEAD_BYTES:
+        raise WireError("A message's head is cut off.")
     magic, number, flags, reserved, length, crc = _HEAD.unpack(head)
     if magic != MAGIC:
         raise WireError("The peer does not speak Holdfast's protocol.")

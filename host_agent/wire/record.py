@@ -16,6 +16,9 @@ Records = NDArray[Any]
 
 NO_DISK = 0xFFFF
 
+#: Sequences stay below this, so that they fit signed integers everywhere.
+SEQ_LIMIT = 1 << 63
+
 
 class Op(IntEnum):
     """What happened. From 128 up a reader skips what it does not know."""
@@ -93,6 +96,7 @@ _ZERO = _ops_table(ZERO_OPS)
 _SYNC = _ops_table((Op.SYNC, Op.SYNC_ZERO))
 _BODY = _ops_table(BODY_OPS)
 _BODY[_KNOWN_LIMIT:] = True
+_SPLIT = _ops_table((Op.WRITE, Op.ZERO, Op.TRIM))
 _ON_DISK = _ops_table(DATA_OPS, ZERO_OPS, (Op.FLUSH, Op.RESIZE))
 
 
@@ -125,13 +129,15 @@ def _refuse(records: Records, bad: NDArray[np.bool_], what: str) -> None:
 def check_records(records: Records, first_seq: int) -> None:
     """Raise WireError unless the rows are valid records numbered from `first_seq` without a gap."""
     count = len(records)
+    if not 1 <= first_seq < SEQ_LIMIT - count:
+        raise WireError(f"{first_seq} cannot be the first of {count} sequences.")
     op, length, payload = records["op"], records["length"], records["payload_length"]
     expected = np.arange(first_seq, first_seq + count, dtype=np.uint64)
     _refuse(records, records["seq"] != expected, "is out of sequence")
     if count > 1 and (records["time"][1:] < records["time"][:-1]).any():
         raise WireError("The records' times run back.")
     _refuse(records, ~_KNOWN[op], "is of an unknown kind that may not be skipped")
-    _refuse(records, (records["flags"] & 0xF8) != 0, "has unknown flags")
+    _check_flags(records)
     known = op < _KNOWN_LIMIT
     data, zero, body = _DATA[op], _ZERO[op], _BODY[op]
     _refuse(records, data & (payload != length), "has a payload of another length than its range")
@@ -150,6 +156,17 @@ def check_records(records: Records, first_seq: int) -> None:
     on_disk = _ON_DISK[op]
     _refuse(records, on_disk & (records["disk"] >= limits.STREAM_DISKS_MAX), "names no disk")
     _refuse(records, known & ~on_disk & (records["disk"] != NO_DISK), "may not name a disk")
+
+
+def _check_flags(records: Records) -> None:
+    flags, op = records["flags"], records["op"]
+    _refuse(records, (flags & 0xF8) != 0, "has unknown flags")
+    more, tail = (flags & Flag.MORE) != 0, (flags & Flag.TAIL) != 0
+    whole = (op < _KNOWN_LIMIT) & ~_SPLIT[op]
+    _refuse(records, whole & (more | tail), "may not be a piece of a request")
+    torn = np.zeros(len(records), bool)
+    torn[1:] = more[:-1] != tail[1:]
+    _refuse(records, torn, "does not continue the request before it")
 
 
 def _check_ranges(records: Records, covers: NDArray[np.bool_]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from host_agent.wire.crc import crc32c
+from host_agent.wire.crc import crc32c, repeated_crc
 from host_agent.wire.errors import ChecksumMismatch, WireError
-from host_agent.wire.record import RING_ENTRY, Records
+from host_agent.wire.record import RING_ENTRY, SEQ_LIMIT, Records
 
 MAGIC = b"HFRING\0\x01"
 HEADER_BYTES = 4096
+#: CRC-32C of any bytes followed by their own CRC-32C.
+_RESIDUE = 0x48674BC7
 _FIXED = struct.Struct("<8sII16sQQQQ16sQ40s")
 assert _FIXED.size == 128
 
@@ -39,10 +42,12 @@ class RingHeader:
         _, version, crc, generation, slots, size, index, payload, before, made, spare = (
             _FIXED.unpack(head)
         )
-        if version != 1 or any(spare):
+        if version != 1:
             raise WireError(f"The ring is of version {version}; this software reads version 1.")
         if crc32c(head[16:128]) != crc:
             raise ChecksumMismatch("The ring's header does not match its checksum.")
+        if any(spare):
+            raise WireError("The ring's header uses reserved fields.")
         if not slots or slots & (slots - 1) or not size or size % 4096:
             raise WireError("The ring's capacities are not possible.")
         if index < HEADER_BYTES or payload < index + slots * RING_ENTRY.itemsize:
@@ -53,6 +58,11 @@ class RingHeader:
     def file_bytes(self) -> int:
         """How long the file must be."""
         return self.payload_offset + self.payload_capacity
+
+
+@lru_cache(maxsize=1024)
+def _sound_crc(count: int) -> int:
+    return repeated_crc(_RESIDUE, RING_ENTRY.itemsize, count)
 
 
 class RingView:
@@ -70,7 +80,7 @@ class RingView:
     def records(self, first: int, last: int) -> Records:
         """A copy of the entries `first` to `last`; ChecksumMismatch if one is torn or stale."""
         capacity = self.header.index_capacity
-        if not 1 <= first <= last or last - first >= capacity:
+        if not 1 <= first <= last < SEQ_LIMIT or last - first >= capacity:
             raise WireError(f"Positions {first} to {last} do not fit the ring.")
         slots = np.arange(first, last + 1, dtype=np.uint64)
         begin, count = first % capacity, last - first + 1
@@ -82,6 +92,10 @@ class RingView:
         laps = (slots // np.uint64(capacity)).astype(np.uint32)
         if (entries["seq"] != slots).any() or (entries["lap"] != laps).any():
             raise ChecksumMismatch(f"The ring's entries from {first} are not of this lap.")
+        # A piece and its own checksum after it have one CRC, whatever the piece: one pass tells
+        # whether all entries are whole.
+        if crc32c(entries.tobytes()) != _sound_crc(count):
+            raise ChecksumMismatch(f"An entry of the ring from {first} to {last} is damaged.")
         return entries
 
     def payload_spans(self, entries: Records) -> list[memoryview]:
@@ -91,7 +105,9 @@ class RingView:
             return []
         start = with_bytes["payload_pos"]
         end = start + with_bytes["payload_length"]
-        breaks = np.flatnonzero(start[1:] != end[:-1]) + 1
+        capacity = np.uint64(self.header.payload_capacity)
+        # One that fills the area to its very end is followed by one at its beginning.
+        breaks = np.flatnonzero((start[1:] != end[:-1]) | (start[1:] % capacity == 0)) + 1
         firsts = np.concatenate([[0], breaks])
         lasts = np.concatenate([breaks, [len(start)]]) - 1
         return [self._span(int(start[a]), int(end[b])) for a, b in zip(firsts, lasts, strict=True)]

@@ -20,16 +20,17 @@ from host_agent.wire.frame import (
     ENDS_INSIDE_REQUEST,
     HAS_BEGIN,
     HAS_END,
+    SCOPE_COMMIT,
+    TAG_BYTES,
     FrameHeader,
     Marker,
     decode_index,
     encode_index,
 )
 from host_agent.wire.names import Identity
-from host_agent.wire.record import Flag, Op, Records, writes_disk
+from host_agent.wire.record import Flag, Op, Records, check_records, writes_disk
 
 PART_INDEX, PART_PAYLOAD = 0, 1
-_TAG_BYTES = 16
 _LEVEL = 1
 
 
@@ -84,12 +85,16 @@ class FrameSealer:
         record_hash: bytes,
         markers: tuple[Marker, ...] = (),
     ) -> SealedFrame:
-        """Seal valid, consecutive RECORD rows with their payloads in order.
+        """Seal consecutive RECORD rows with their payloads in order; WireError if not valid.
 
-        `record_hash` is H of the last sequence, `state` the stream's after the last record.
+        `record_hash` is H of the last sequence, `state` the stream's after the last record. What a
+        reader would refuse is refused here, because a stored frame cannot be mended.
         """
-        if len(payload) > limits.FRAME_PLAIN_BYTES_MAX:
-            raise LimitExceeded(f"A payload of {len(payload)} bytes does not fit a frame.")
+        if not len(records) or len(payload) > limits.FRAME_PLAIN_BYTES_MAX:
+            raise LimitExceeded(
+                f"{len(records)} records of {len(payload)} payload bytes do not fit a frame."
+            )
+        check_records(records, int(records[0]["seq"]))
         plain = encode_index(records)
         index = self._zstd.compress(plain)
         body = self._zstd.compress(payload) if len(payload) else b""
@@ -107,14 +112,15 @@ class FrameSealer:
             time_first=int(records[0]["time"]),
             time_last=int(records[-1]["time"]),
             record_hash=record_hash,
-            index_sealed=len(index) + _TAG_BYTES,
+            index_sealed=len(index) + TAG_BYTES,
             index_plain=len(plain),
-            payload_sealed=len(body) + _TAG_BYTES if body else 0,
+            payload_sealed=len(body) + TAG_BYTES if body else 0,
             payload_plain=len(payload),
-            disk_bytes=int(records["length"][writes_disk(records)].sum(dtype=np.uint64)),
+            disk_bytes=_disk_bytes(records),
             markers=markers,
         )
         head = header.pack()
+        _check_agreement(header, records)
         return SealedFrame(
             header,
             head,
@@ -126,6 +132,25 @@ class FrameSealer:
         return self._aead.encrypt(
             _nonce(part, counter), data, _authenticated(part, self._identity, head)
         )
+
+
+def _disk_bytes(records: Records) -> int:
+    return int(records["length"][writes_disk(records)].sum(dtype=np.uint64))
+
+
+def _check_agreement(header: FrameHeader, records: Records) -> None:
+    """What the clear header says of the records must be so: others decide by it without a key."""
+    if int(records["payload_length"].sum(dtype=np.uint64)) != header.payload_plain:
+        raise WireError("The frame's payload has another length than its records say.")
+    said = (header.time_first, header.time_last, header.flags, header.disk_bytes)
+    times = int(records[0]["time"]), int(records[-1]["time"])
+    if said != (*times, _flags(records), _disk_bytes(records)):
+        raise WireError("The frame's records do not agree with its header.")
+    for marker in header.markers:
+        record = records[marker.seq - header.first_seq]
+        op = Op.COMMIT if marker.scope == SCOPE_COMMIT else Op.MARK
+        if int(record["op"]) != op or int(record["time"]) != marker.time:
+            raise WireError(f"There is no such marker at sequence {marker.seq}.")
 
 
 def _flags(records: Records) -> int:
@@ -152,10 +177,7 @@ class FrameOpener:
         """The frame's records, checked; UnsealFailed, WrongKey or WireError."""
         plain = self._open(PART_INDEX, header, header_bytes, sealed, header.index_plain)
         records = decode_index(plain, header.records, header.first_seq)
-        if int(records["payload_length"].sum(dtype=np.uint64)) != header.payload_plain:
-            raise WireError("The frame's payload has another length than its records say.")
-        if int(records[-1]["time"]) != header.time_last or _flags(records) != header.flags:
-            raise WireError("The frame's records do not agree with its header.")
+        _check_agreement(header, records)
         return records
 
     def open_payload(
@@ -197,7 +219,9 @@ def decompress(packed: bytes, plain: int) -> bytes:
     try:
         if zstandard.frame_content_size(packed) != plain:
             raise WireError("A part has another length than its header says.")
-        data: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=plain)
+        data: bytes = zstandard.ZstdDecompressor().decompress(
+            packed, max_output_size=plain, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise WireError(f"A part does not decompress: {error}.") from None
     if len(data) != plain:

@@ -12,7 +12,8 @@ from blake3 import blake3
 from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import ChainBroken, ChecksumMismatch, LimitExceeded, WireError
-from host_agent.wire.frame import FrameHeader
+from host_agent.wire.frame import FIXED_BYTES, FrameHeader
+from host_agent.wire.record import SEQ_LIMIT, State
 
 LEAD_MAGIC, TRAILER_MAGIC = b"HFSEG\0\0\x01", b"HFEND\0\0\x01"
 KIND_EPOCH, KIND_DATA = 1, 2
@@ -70,7 +71,10 @@ class FrameBytes(Protocol):
 
 
 def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[bytes, SegmentInfo]:
-    """The object's bytes, and `info` completed with counts, lengths and hash."""
+    """The object's bytes, and `info` completed with counts, lengths and hash.
+
+    WireError unless a reader would accept them.
+    """
     parts: list[bytes | memoryview] = [_LEAD.pack(LEAD_MAGIC, info.kind, 0)]
     parts += [frame.payload for frame in frames]
     tail: list[bytes | memoryview] = [frame.header_bytes for frame in frames]
@@ -91,11 +95,23 @@ def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[byte
     digest.update(unhashed)
     info = replace(info, hash=digest.digest())
     trailer = _pack(info, 0)[:_CRC_AT]
-    return b"".join([body, trailer, crc32c(trailer).to_bytes(4, "little")]), info
+    data = b"".join([body, trailer, crc32c(trailer).to_bytes(4, "little")])
+    parse_tail(memoryview(data)[-tail_length:])  # a segment that nobody could read is never made
+    return data, info
 
 
 def _pack(info: SegmentInfo, crc: int) -> bytes:
     i = info
+    hashes = (i.previous, i.identity_hash, i.record_hash, i.hash)
+    if any(len(h) != 32 for h in hashes) or len(i.generation) != 16 or len(i.writer) != 16:
+        raise WireError("A field of a segment's trailer has the wrong length.")
+    try:
+        return _pack_trailer(i, crc)
+    except struct.error as error:
+        raise WireError(f"A field of a segment's trailer is out of bounds: {error}.") from None
+
+
+def _pack_trailer(i: SegmentInfo, crc: int) -> bytes:
     return _TRAILER.pack(
         TRAILER_MAGIC, 1, i.kind, i.place, i.epoch, i.previous, i.identity_hash, i.generation,
         i.writer, i.first_seq, i.last_seq, i.time_newest, i.committed_at, i.record_hash, i.frames,
@@ -135,15 +151,25 @@ def parse_trailer(data: bytes | memoryview) -> SegmentInfo:
 
 
 def _check_info(info: SegmentInfo) -> None:
-    inside = TRAILER_BYTES <= info.tail_length <= info.object_length - LEAD_BYTES
-    if not inside or info.object_length > limits.SEGMENT_BYTES_MAX:
+    least = TRAILER_BYTES + info.frames * FIXED_BYTES
+    if not least <= info.tail_length <= info.object_length - LEAD_BYTES:
         raise WireError("The segment's lengths do not agree.")
+    if info.object_length > limits.SEGMENT_BYTES_MAX:
+        raise LimitExceeded(f"A segment of {info.object_length} bytes is larger than allowed.")
     if info.kind == KIND_EPOCH:
-        valid = not info.frames and info.first_seq == info.last_seq + 1
+        empty = info.object_length == LEAD_BYTES + TRAILER_BYTES and not info.frames
+        valid = empty and info.first_seq == info.last_seq + 1
     else:
         valid = info.kind == KIND_DATA and info.frames > 0 and 1 <= info.first_seq <= info.last_seq
-    if not valid or info.place < 1 or info.epoch < 1 or info.state not in (0, 1, 3):
+    if not valid or info.place < 1 or info.epoch < 1 or info.last_seq >= SEQ_LIMIT - 1:
         raise WireError("The segment's trailer contradicts itself.")
+    if any(info.generation):
+        valid = info.state in (State.RECORDING, State.SYNCING) and info.last_seq > 0
+    else:
+        carried = (info.state, info.last_seq, info.time_newest, any(info.record_hash))
+        valid = carried == (State.NONE, 0, 0, False)
+    if not valid:
+        raise WireError("The segment's trailer states a state that its generation cannot have.")
 
 
 def parse_tail(tail: bytes | memoryview) -> tuple[SegmentInfo, list[FrameRef]]:
@@ -172,13 +198,14 @@ def parse_tail(tail: bytes | memoryview) -> tuple[SegmentInfo, list[FrameRef]]:
 
 
 def _check_frames(info: SegmentInfo, frames: list[FrameRef]) -> None:
-    expected = info.first_seq
+    expected, time = info.first_seq, 0
     for frame in frames:
-        if frame.header.first_seq != expected or frame.header.generation != info.generation:
+        follows = frame.header.first_seq == expected and frame.header.time_first >= time
+        if not follows or frame.header.generation != info.generation:
             raise WireError(
                 f"The frames of the segment at place {info.place} do not follow each other."
             )
-        expected = frame.header.last_seq + 1
+        expected, time = frame.header.last_seq + 1, frame.header.time_last
     if frames:
         last = frames[-1].header
         same = (last.last_seq, last.record_hash, last.time_last, last.state)
@@ -228,10 +255,21 @@ def _wrong_successor(before: SegmentInfo, info: SegmentInfo) -> str:
     claims = info.kind == KIND_EPOCH
     if info.epoch < before.epoch or (info.epoch == before.epoch) == claims:
         return f"has epoch {info.epoch} after epoch {before.epoch}"
+    if not claims and info.writer != before.writer:
+        return "was written by one who had not claimed the chain"
     if info.committed_at < before.committed_at:
         return "was committed before the segment that it follows"
-    if claims or info.generation == before.generation:
-        follows = info.first_seq == before.last_seq + 1 and info.generation == before.generation
-    else:
-        follows = info.first_seq == 1
-    return "" if follows else f"begins at sequence {info.first_seq} after {before.last_seq}"
+    if claims and _carried(info) != _carried(before):
+        return "claims the chain at another position than it had"
+    if info.generation == before.generation and info.time_newest < before.time_newest:
+        return "holds records older than those before it"
+    first = before.last_seq + 1 if info.generation == before.generation else 1
+    return (
+        ""
+        if info.first_seq == first
+        else f"begins at sequence {info.first_seq} after {before.last_seq}"
+    )
+
+
+def _carried(info: SegmentInfo) -> tuple[object, ...]:
+    return info.generation, info.last_seq, info.time_newest, info.record_hash, info.state

@@ -41,6 +41,8 @@ def request(number: int, verb: str, **fields: object) -> bytes:
 
 def decode(data: bytes) -> Fields:
     """An answer or an event; WireError if it is neither."""
+    if len(data) > limits.TAP_MESSAGE_BYTES_MAX:
+        raise LimitExceeded(f"A tap control message of {len(data)} bytes is larger than allowed.")
     try:
         message = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
