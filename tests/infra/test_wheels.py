@@ -60,6 +60,12 @@ def test_agent_wheel_carries_the_tap_but_not_its_sources(agent_wheel: Path) -> N
     ]
 
 
+def test_agent_wheel_has_every_module_of_the_agent(agent_wheel: Path) -> None:
+    names = set(zipfile.ZipFile(agent_wheel).namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "host_agent").rglob("*.py")}
+    assert modules - names == {"host_agent/hatch_build.py"}
+
+
 def test_installed_tap_runs(agent_wheel: Path, tmp_path: Path) -> None:
     _install(agent_wheel, tmp_path)
     told = subprocess.run(
