@@ -36,8 +36,8 @@ from workers.storage.port import (
     OBJECT_BYTES_MAX,
     Created,
     Listed,
+    check_folder,
     check_object_name,
-    check_prefix,
     check_range,
 )
 
@@ -145,21 +145,23 @@ class LocalStore:
             return size
 
     def list(
-        self, prefix: str, start_after: str = "", limit: int | None = None
+        self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
-        check_prefix(prefix)
-        folder = prefix.rpartition("/")[0]
         count = 0
-        for name, path in self._walk(folder, prefix, start_after):
+        for entry in self._entries(folder):
+            name = folder + entry
+            if name <= start_after or not (size := self._file_size(name)):
+                continue
             if limit is not None and count >= limit:
                 return
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                continue  # deleted since
             count += 1
-            yield Listed(name, size)
-        self._answered()
+            yield Listed(name, size[0])
+
+    def folders(self, folder: str) -> Iterator[str]:
+        for entry in self._entries(folder):
+            with self._named(f"list {folder}"):
+                if (self._root / folder / entry).is_dir():
+                    yield f"{folder}{entry}/"
 
     def delete(self, name: str) -> None:
         target = self._path(name)
@@ -180,18 +182,25 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         return self._root / check_object_name(name)
 
-    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[tuple[str, Path]]:
-        """Files below `folder` in the order of their names' bytes, as S3 lists them."""
-        with self._named(f"list {prefix}"):
-            entries = _sorted_entries(self._root / folder)
-        for key, entry_name in entries:
-            name = f"{folder}/{key}" if folder else key
-            is_folder = name.endswith("/")
-            if is_folder and (name.startswith(prefix) or prefix.startswith(name)):
-                if name > start_after or start_after.startswith(name):
-                    yield from self._walk(name[:-1], prefix, start_after)
-            elif not is_folder and name.startswith(prefix) and name > start_after:
-                yield name, self._root / folder / entry_name
+    def _entries(self, folder: str) -> tuple[str, ...]:
+        """Names in a folder, in order, without what is not ours."""
+        check_folder(folder)
+        with self._named(f"list {folder}"):
+            try:
+                found = [path.name for path in (self._root / folder).iterdir()]
+            except (FileNotFoundError, NotADirectoryError):
+                found = []
+        self._answered()
+        return tuple(sorted(name for name in found if not name.startswith(".")))
+
+    def _file_size(self, name: str) -> tuple[int] | None:
+        """The size of a file that is still there; None for folders and what was deleted since."""
+        with self._named(f"list {name}"):
+            try:
+                status = (self._root / name).lstat()
+            except FileNotFoundError:
+                return None
+        return (status.st_size,) if stat.S_ISREG(status.st_mode) else None
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[tuple[int, int]]:
@@ -320,20 +329,6 @@ def _make_directories(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         _sync_directory(directory.parent)
-
-
-def _sorted_entries(directory: Path) -> list[tuple[str, str]]:
-    """(key, file name) of a directory; a folder's key ends with '/', which sorts it rightly."""
-    try:
-        with os.scandir(directory) as found:
-            entries = [
-                (entry.name + "/" * entry.is_dir(follow_symlinks=False), entry.name)
-                for entry in found
-                if not entry.name.startswith(".")
-            ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(entries)
 
 
 def _remove_if_abandoned(path: Path) -> int:

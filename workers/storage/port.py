@@ -26,7 +26,7 @@ LIST_PAGE_NAMES = 1000
 # Components never begin with a dot: a local folder keeps its unfinished files under such names.
 _PART = r"[a-z0-9_][a-z0-9._-]{0,127}"
 _NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,15}}")
-_PREFIX = re.compile(rf"(?:{_PART}/){{0,15}}(?:{_PART})?")
+_FOLDER = re.compile(rf"(?:{_PART}/){{0,15}}")
 
 
 class Created(Enum):
@@ -78,12 +78,17 @@ class ObjectStore(Protocol):
         ...
 
     def list(
-        self, prefix: str, start_after: str = "", limit: int | None = None
+        self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
-        """Objects whose names begin with `prefix` and sort after `start_after`, by name's bytes.
+        """Objects directly in `folder` (ends with '/') after the name `start_after`, in order.
 
-        A listing discovers; it may be stale and never decides what exists.
+        Whole names, ordered by their bytes. Only within one folder: over several, real services
+        differ in their order. A listing discovers; it may be stale and never decides what exists.
         """
+        ...
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """The folders directly in `folder` ('' is the top), whole names, each ending with '/'."""
         ...
 
     def delete(self, name: str) -> None:
@@ -105,11 +110,11 @@ def check_object_name(name: str) -> str:
     return name
 
 
-def check_prefix(prefix: str) -> str:
-    """Return `prefix` if names can begin so (empty: all); BadObjectName otherwise."""
-    if len(prefix) > NAME_BYTES_MAX or not _PREFIX.fullmatch(prefix):
-        raise BadObjectName(f"{prefix!r:.120} cannot be what objects' names begin with.")
-    return prefix
+def check_folder(folder: str) -> str:
+    """Return `folder` if it is empty or ends with '/' and may hold objects; else BadObjectName."""
+    if len(folder) > NAME_BYTES_MAX or not _FOLDER.fullmatch(folder):
+        raise BadObjectName(f"{folder!r:.120} cannot be a folder of objects.")
+    return folder
 
 
 def check_range(start: int, length: int) -> None:

@@ -104,20 +104,23 @@ class RetryingStore:
         return self._repeat(lambda: self._inner.size(name))
 
     def list(
-        self, prefix: str, start_after: str = "", limit: int | None = None
+        self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
         rest = limit
         while rest is None or rest > 0:
             wanted = LIST_PAGE_NAMES if rest is None else min(rest, LIST_PAGE_NAMES)
-            page = self._page(prefix, start_after, wanted)
+            page = self._page(folder, start_after, wanted)
             yield from page
             if len(page) < wanted:
                 return
             start_after = page[-1].name
             rest = None if rest is None else rest - len(page)
 
-    def _page(self, prefix: str, start_after: str, wanted: int) -> tuple[Listed, ...]:
-        return self._repeat(lambda: tuple(self._inner.list(prefix, start_after, wanted)))
+    def _page(self, folder: str, start_after: str, wanted: int) -> tuple[Listed, ...]:
+        return self._repeat(lambda: tuple(self._inner.list(folder, start_after, wanted)))
+
+    def folders(self, folder: str) -> Iterator[str]:
+        return iter(self._repeat(lambda: tuple(self._inner.folders(folder))))
 
     def delete(self, name: str) -> None:
         self._repeat(lambda: self._inner.delete(name))

@@ -36,8 +36,8 @@ from workers.storage.port import (
     OBJECT_BYTES_MAX,
     Created,
     Listed,
+    check_folder,
     check_object_name,
-    check_prefix,
     check_range,
 )
 
@@ -170,24 +170,40 @@ class S3Store:
         return int(answer["ContentLength"])
 
     def list(
-        self, prefix: str, start_after: str = "", limit: int | None = None
+        self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
-        check_prefix(prefix)
         rest = limit
-        arguments: dict[str, Any] = {"Prefix": self._place.prefix + prefix}
-        if start_after:
-            arguments["StartAfter"] = self._place.prefix + start_after
-        while rest is None or rest > 0:
-            arguments["MaxKeys"] = LIST_PAGE_NAMES if rest is None else min(rest, LIST_PAGE_NAMES)
-            try:
-                page = self._call("list_objects_v2", f"list {prefix}", **arguments)
-            except _Answered as error:
-                raise self._error(f"list {prefix}", error) from error.cause
+        arguments = {"StartAfter": self._place.prefix + start_after} if start_after else {}
+        for page in self._pages(folder, rest, arguments):
             for entry in page.get("Contents", ()):
                 name = entry["Key"].removeprefix(self._place.prefix)
-                if name > start_after:  # some services ignore StartAfter on later pages
-                    yield Listed(name, int(entry["Size"]))
-                    rest = None if rest is None else rest - 1
+                if name <= start_after or name == folder:
+                    continue  # some services repeat it, or show folders as empty objects
+                if rest is not None and rest <= 0:
+                    return
+                rest = None if rest is None else rest - 1
+                yield Listed(name, int(entry["Size"]))
+
+    def folders(self, folder: str) -> Iterator[str]:
+        for page in self._pages(folder, None, {}):
+            for entry in page.get("CommonPrefixes", ()):
+                yield entry["Prefix"].removeprefix(self._place.prefix)
+
+    def _pages(
+        self, folder: str, limit: int | None, first: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        arguments = {
+            "Prefix": self._place.prefix + check_folder(folder),
+            "Delimiter": "/",
+            "MaxKeys": LIST_PAGE_NAMES if limit is None else min(limit + 1, LIST_PAGE_NAMES),
+            **first,
+        }
+        while True:
+            try:
+                page = self._call("list_objects_v2", f"list {folder}", **arguments)
+            except _Answered as error:
+                raise self._error(f"list {folder}", error) from error.cause
+            yield page
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]

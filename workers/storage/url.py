@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from workers.storage.errors import BadStoreUrl
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore, check_prefix
+from workers.storage.port import ObjectStore, check_folder
 from workers.storage.retry import RetryingStore, RetryPolicy, RetryTools
 from workers.storage.s3 import S3Credentials, S3Place, S3Store
 
@@ -78,7 +78,7 @@ def s3_place(url: str) -> S3Place:
     prefix = parts.path.strip("/")
     place = S3Place(
         bucket=parts.netloc,
-        prefix=check_prefix(prefix) + "/" if prefix else "",
+        prefix=check_folder(prefix + "/") if prefix else "",
         endpoint=options.pop("endpoint", None),
         region=options.pop("region", None),
         path_style=_boolean(url, options.pop("path_style", "false")),

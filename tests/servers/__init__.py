@@ -1,0 +1,1 @@
+"""Real servers that tests start on this machine, and end by their process ids."""
