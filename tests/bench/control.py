@@ -1,0 +1,36 @@
+"""The tap's control sockets as a benchmark needs them: one request, one answer."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from host_agent.wire import tapctl
+
+_ANSWER_SECONDS_MAX = 30.0
+_DESCRIPTORS_MAX = 4
+
+
+class Control:
+    """A connection to `tap.sock` or to a stream's socket; TapRefused where the tap refuses."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_ANSWER_SECONDS_MAX)
+        self._socket.connect(str(path))
+        self._number = 0
+        self.descriptors: list[int] = []
+
+    def call(self, verb: str, **fields: object) -> dict[str, Any]:
+        """Ask, and wait for the answer. Descriptors that come with it are kept open."""
+        self._number += 1
+        self._socket.send(tapctl.request(self._number, verb, **fields))
+        while True:
+            data, received, _, _ = socket.recv_fds(self._socket, 65536, _DESCRIPTORS_MAX)
+            if not data:
+                raise ConnectionError(f"The tap closed the connection at {verb}.")
+            self.descriptors += received
+            message = tapctl.decode(data)
+            if message.get("id") == self._number:
+                return tapctl.answer(message)
