@@ -1,0 +1,172 @@
+"""Walking a chain: tails read ahead in parallel, checked one by one, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from host_agent.wire.errors import (
+    BadKeyFile,
+    BadName,
+    ChainBroken,
+    HoldfastError,
+    UnsealFailed,
+    WireError,
+    WrongKey,
+)
+from host_agent.wire.names import Identity, chain_name, chain_prefix
+from host_agent.wire.segment import (
+    TRAILER_BYTES,
+    FrameRef,
+    SegmentInfo,
+    check_follows,
+    parse_tail,
+    parse_trailer,
+)
+from workers.journal.errors import JournalDamaged, SegmentLost
+from workers.storage.errors import ObjectMissing, ObjectTooLarge, ObjectTooShort
+from workers.storage.port import ObjectStore
+
+#: First read of a segment's end: holds the tail of a full segment of 4 KiB writes (about 60 KiB).
+TAIL_BYTES_GUESS = 128 * 1024
+
+#: Tails that are read ahead: enough to hide a store's latency, few enough to hold in memory (256
+#: MiB at worst).
+READ_AHEAD = 12
+
+#: What can be wrong with stored bytes, as opposed to the store being away.
+DAMAGE = (
+    WireError,
+    ChainBroken,
+    UnsealFailed,
+    WrongKey,
+    BadKeyFile,
+    BadName,
+    ObjectTooShort,
+    ObjectTooLarge,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A segment's tail, and what the caller made of it."""
+
+    info: SegmentInfo
+    frames: list[FrameRef]
+    made: T
+
+
+def read_tail(
+    store: ObjectStore, identity: Identity, place: int
+) -> tuple[SegmentInfo, list[FrameRef]]:
+    """The segment at `place` without its payloads; ObjectMissing, WireError."""
+    name = chain_name(identity, place)
+    tail = store.get_tail(name, TAIL_BYTES_GUESS)
+    info = parse_trailer(tail)
+    if len(tail) < min(info.tail_length, TAIL_BYTES_GUESS):
+        raise WireError("The segment is cut off.")
+    if len(tail) < info.tail_length:
+        trailer = tail[-TRAILER_BYTES:]
+        tail = store.get_range(name, info.object_length - info.tail_length, info.tail_length)
+        if tail[-TRAILER_BYTES:] != trailer:
+            raise WireError("The segment has another length than its trailer says.")
+    return parse_tail(tail)
+
+
+def damaged(identity: Identity, place: int, error: HoldfastError) -> JournalDamaged:
+    """The named error for what `error` found at a place."""
+    if isinstance(error, JournalDamaged):
+        return error
+    return JournalDamaged(
+        place, f"The segment at place {place} of {identity} cannot be used: {error.message}"
+    )
+
+
+class ChainWalk(Generic[T]):
+    """The segments of a stream, oldest first, as far as the chain is whole.
+
+    `make` runs in the reading threads on each segment's info and frames. The walk ends at the
+    chain's end or at the first damage, which `damage` then holds; a store that is away raises.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        identity: Identity,
+        make: Callable[[SegmentInfo, list[FrameRef]], T],
+        start: SegmentInfo | None = None,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._make = make
+        self.newest = start
+        self.damage: JournalDamaged | None = None
+
+    def __iter__(self) -> Iterator[Loaded[T]]:
+        first = self.newest.place + 1 if self.newest else 1
+        ahead: deque[Future[Loaded[T]]] = deque()
+        with ThreadPoolExecutor(READ_AHEAD, "holdfast-chain") as pool:
+            try:
+                place = asked = first
+                while True:
+                    # Grows from one: most walks of a short chain must not ask for what is not
+                    # there.
+                    while asked < place + min(READ_AHEAD, max(1, place - first)):
+                        ahead.append(pool.submit(self._load, asked))
+                        asked += 1
+                    loaded = self._next(place, ahead.popleft())
+                    if loaded is None:
+                        return
+                    yield loaded
+                    place += 1
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _next(self, place: int, future: Future[Loaded[T]]) -> Loaded[T] | None:
+        """The segment at `place`, or None where the walk ends."""
+        try:
+            loaded = self._wait(place, future)
+            if loaded is None:
+                return None
+            if loaded.info.place != place or loaded.info.identity_hash != self._identity.hash:
+                raise WireError("it belongs to another place or to another stream.")
+            check_follows(self.newest, loaded.info)
+        except (JournalDamaged, *DAMAGE) as error:
+            self.damage = damaged(self._identity, place, error)
+            return None
+        self.newest = loaded.info
+        return loaded
+
+    def _wait(self, place: int, future: Future[Loaded[T]]) -> Loaded[T] | None:
+        try:
+            return future.result()
+        except ObjectMissing as error:
+            if error.name != chain_name(self._identity, place):
+                raise
+        prefix = chain_prefix(self._identity)
+        later = next(
+            iter(self._store.list(prefix, chain_name(self._identity, place), limit=1)), None
+        )
+        if later is None:
+            return None
+        try:
+            # A writer may have created this place and the next since we asked.
+            return self._load(place)
+        except ObjectMissing:
+            raise SegmentLost(
+                place,
+                f"The segment at place {place} of {self._identity} is missing,"
+                f" and {later.name} is there.",
+            ) from None
+
+    def _load(self, place: int) -> Loaded[T]:
+        info, frames = read_tail(self._store, self._identity, place)
+        if info.place != place or info.identity_hash != self._identity.hash:
+            raise WireError("it belongs to another place or to another stream.")
+        return Loaded(info, frames, self._make(info, frames))

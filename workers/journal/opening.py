@@ -1,0 +1,134 @@
+"""Opening what the host sealed: data keys from the bucket and the tenant's key, indexes,
+payloads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host_agent.wire.crc import crc32c, first_bad, span_crc
+from host_agent.wire.errors import BadKeyFile, ChecksumMismatch, HoldfastError, WireError, WrongKey
+from host_agent.wire.keys import TenantKey, open_with_tenant
+from host_agent.wire.names import Identity, chain_name, key_name
+from host_agent.wire.record import Records
+from host_agent.wire.seal import FrameOpener
+from host_agent.wire.segment import FrameRef, SegmentInfo
+from workers.journal.errors import KeyObjectLost
+from workers.journal.timeline import wants_body
+from workers.storage.errors import ObjectMissing, ObjectTooLarge
+from workers.storage.port import ObjectStore
+
+
+class KeyRing:
+    """The data keys of a stream's generations, fetched when first needed. For several threads."""
+
+    def __init__(self, store: ObjectStore, identity: Identity, tenant_key: TenantKey) -> None:
+        self._store = store
+        self._identity = identity
+        self._tenant_key = tenant_key
+        self._lock = threading.Lock()
+        self._keys: dict[bytes, bytes] = {}
+        self._openers: dict[bytes, FrameOpener] = {}
+
+    def data_key(self, generation: bytes) -> bytes:
+        """A generation's data key; KeyObjectLost, WrongKey, BadKeyFile."""
+        with self._lock:
+            if generation not in self._keys:
+                name = key_name(self._identity, generation)
+                try:
+                    data = self._store.get(name)
+                except (ObjectMissing, ObjectTooLarge):
+                    raise KeyObjectLost(
+                        0,
+                        f"The data key {name} is missing: nothing sealed with it can be opened.",
+                        hint="Restore that object; it is never collected while the journal lasts.",
+                    ) from None
+                self._keys[generation] = open_with_tenant(
+                    data, self._tenant_key, self._identity, generation
+                )
+            return self._keys[generation]
+
+    def opener(self, generation: bytes) -> FrameOpener:
+        """Opens the frames of a generation."""
+        key = self.data_key(generation)
+        with self._lock:
+            if generation not in self._openers:
+                self._openers[generation] = FrameOpener(key, self._identity)
+            return self._openers[generation]
+
+
+#: What says that the key is wrong, rather than the data.
+KEY_ERRORS = (WrongKey, BadKeyFile, KeyObjectLost)
+
+
+@dataclass(frozen=True)
+class OpenedFrame:
+    """A frame's records, and the bodies by sequence that a timeline wants."""
+
+    ref: FrameRef
+    records: Records
+    bodies: dict[int, bytes]
+
+
+@dataclass(frozen=True)
+class OpenedSegment:
+    """A segment's frames, or what kept them from being opened."""
+
+    frames: list[OpenedFrame]
+    key_problem: HoldfastError | None = None
+
+
+class SegmentOpener:
+    """Opens the indexes of a segment, and the bodies that a timeline needs. For several threads."""
+
+    def __init__(self, store: ObjectStore, identity: Identity, keys: KeyRing) -> None:
+        self._store = store
+        self._identity = identity
+        self._keys = keys
+
+    def __call__(self, info: SegmentInfo, frames: list[FrameRef]) -> OpenedSegment:
+        if not frames:
+            return OpenedSegment([])
+        try:
+            opener = self._keys.opener(info.generation)
+        except KEY_ERRORS as error:
+            return OpenedSegment([], error)
+        return OpenedSegment([self._open(info, opener, frame) for frame in frames])
+
+    def _open(self, info: SegmentInfo, opener: FrameOpener, frame: FrameRef) -> OpenedFrame:
+        records = opener.open_index(frame.header, frame.header_bytes, frame.index)
+        rows = wants_body(records, frame.header.markers)
+        bodies: dict[int, bytes] = {}
+        if rows and frame.payload_length:
+            sealed = self._store.get_range(
+                chain_name(self._identity, info.place), frame.payload_offset, frame.payload_length
+            )
+            plain = opener.open_payload(frame.header, frame.header_bytes, sealed)
+            ends = np.cumsum(records["payload_length"], dtype=np.uint64)
+            for row in rows:
+                end = int(ends[row])
+                body = plain[end - int(records["payload_length"][row]) : end]
+                if crc32c(body) != int(records["crc"][row]):
+                    raise ChecksumMismatch(
+                        f"The body of record {records['seq'][row]} does not match its checksum."
+                    )
+                bodies[int(records["seq"][row])] = body
+        return OpenedFrame(frame, records, bodies)
+
+
+def check_payload(
+    plain: bytes, crcs: NDArray[np.uint32], lengths: NDArray[np.uint32], first_seq: int
+) -> None:
+    """Raise ChecksumMismatch unless each record's payload matches the CRC that the tap computed."""
+    if int(lengths.sum(dtype=np.uint64)) != len(plain):
+        raise WireError("The frame's payload has another length than its records say.")
+    if span_crc(crcs, lengths) == crc32c(plain):
+        return
+    row = first_bad(plain, crcs, lengths)
+    seq = first_seq + (row or 0)
+    raise ChecksumMismatch(
+        f"The data of record {seq} does not match the checksum that was taken when it was written."
+    )

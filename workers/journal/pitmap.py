@@ -1,0 +1,306 @@
+"""From a point in time to bytes: for each disk, which record holds each range.
+
+The newest write at or before the point wins, by (order, sequence); a block read by a sync orders by
+the position before its read began. Records are put into parts of the address space that are small
+enough to sort in the processor's cache, each part is painted by itself (`paint.py`), and what is
+left are pieces that name a frame and a place in its payload. Zeroes need no piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from host_agent.wire import limits
+from host_agent.wire.record import Op
+from workers.journal.errors import UnknownBase
+from workers.journal.mapfile import PIECE, MapSeal, MapWriter, PointMap, load_map
+from workers.journal.paint import Painted, paint
+from workers.journal.points import Point
+from workers.journal.reader import Journal
+from workers.journal.spool import Runs
+from workers.journal.timeline import DiskChange, Generation
+
+#: Writes of a part: its arrays fit a processor's cache.
+PART_RECORDS = 256 * 1024
+
+#: Rows that are looked at together while they are put into parts.
+BATCH_ROWS = 512 * 1024
+
+_SAMPLES = 256 * 1024
+_PARTS_MAX = 1 << 16
+#: Each disk has its own piece of one address space: 2^46 bytes, the largest disk.
+_DISK_SHIFT = np.uint64(limits.DISK_BYTES_MAX.bit_length() - 1)
+_MAP_CONTEXT = "holdfast point-in-time map v1"
+
+_WRITES = np.zeros(256, bool)
+_WRITES[[Op.WRITE, Op.SYNC, Op.ZERO, Op.TRIM, Op.SYNC_ZERO]] = True
+_DATA = np.zeros(256, bool)
+_DATA[[Op.WRITE, Op.SYNC]] = True
+_SYNC = np.zeros(256, bool)
+_SYNC[[Op.SYNC, Op.SYNC_ZERO]] = True
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of one generation that count, and what their positions are raised by to follow the
+    earlier ones."""
+
+    generation: Generation
+    rows: int
+    raised: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The generations that lead to a point, oldest first. `is_whole`: the base under them is known
+    to be zeroes."""
+
+    stretches: list[Stretch]
+    is_whole: bool
+
+
+def lineage(journal: Journal, point: Point) -> Lineage:
+    """Follow predecessors back from the point's generation."""
+    by_name = {g.name: g for g in journal.timeline.generations}
+    chosen = journal.timeline.generations[point.generation]
+    path: list[tuple[Generation, int]] = [(chosen, point.seq)]
+    is_whole = True
+    while (predecessor := path[-1][0].predecessor) is not None:
+        before = by_name.get(predecessor)
+        if before is None or before.index >= path[-1][0].index or not before.last_seq:
+            is_whole = False
+            break
+        path.append((before, before.last_seq))
+    stretches, raised = [], 0
+    for generation, rows in reversed(path):
+        stretches.append(Stretch(generation, rows, raised))
+        raised += rows
+    return Lineage(stretches, is_whole)
+
+
+def map_seal(journal: Journal, point: Point) -> MapSeal:
+    """What binds a saved map to this point of this journal."""
+    generation = journal.timeline.generations[point.generation]
+    frame = int(journal.column("frame")[point.row])
+    subject = f"{journal.identity} {generation.hex} {point.seq} {journal.frames_hash(frame).hex()}"
+    key = blake3(journal.keys.data_key(generation.name), derive_key_context=_MAP_CONTEXT).digest()
+    return MapSeal(subject, key)
+
+
+def get_map(journal: Journal, point: Point, cache: Path | None = None) -> PointMap:
+    """The map of a point: a saved one from the folder `cache`, or made now and saved there.
+
+    UnknownBase, SpoolFull.
+    """
+    seal = map_seal(journal, point)
+    if cache is None:
+        return build_map(journal, point, seal)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = cache / f"{blake3(seal.subject.encode()).hexdigest()[:32]}.map"
+    found = load_map(path, seal)
+    return found if found is not None else build_map(journal, point, seal, path)
+
+
+def build_map(journal: Journal, point: Point, seal: MapSeal, path: Path | None = None) -> PointMap:
+    """Make the map of a point, and keep it as `path` if given."""
+    line = lineage(journal, point)
+    sizes = journal.timeline.disks_at(point.row)
+    names = [(journal.timeline.disk_names[disk], size) for disk, size in sorted(sizes.items())]
+    plan = _Plan(journal, line, sizes)
+    writer = MapWriter(names, seal, path.parent if path else journal.spool_directory)
+    parts = plan.parts()
+    covered = 0
+    try:
+        for number in range(len(plan.bounds) - 1):
+            columns = parts.bucket(number)
+            pieces = _paint_part(columns, plan.bounds[number], plan.bounds[number + 1])
+            covered += int((pieces.end - pieces.start).sum(dtype=np.uint64))
+            _write_pieces(writer, journal, columns["row"], pieces)
+    finally:
+        parts.close()
+    if not line.is_whole and covered != sum(sizes.values()):
+        raise UnknownBase(
+            f"Generation {line.stretches[0].generation.hex} continues one that is not in"
+            " the journal, and some ranges were not read since.",
+            hint="Choose a moment of another generation.",
+        )
+    return writer.finish(path)
+
+
+class _Plan:
+    """How the rows of a lineage fall into parts of one address space over all disks."""
+
+    def __init__(self, journal: Journal, line: Lineage, sizes: dict[int, int]) -> None:
+        self._journal = journal
+        self._line = line
+        # Disks of the stream to their order in the map; -1 for those that left before the point.
+        self._slots = np.full(len(journal.timeline.disk_names) + 1, -1, np.int32)
+        self._slots[sorted(sizes)] = np.arange(len(sizes))
+        self._sizes = np.array([size for _, size in sorted(sizes.items())] or [0], np.uint64)
+        self.bounds = self._find_bounds(len(sizes))
+
+    def _find_bounds(self, disks: int) -> NDArray[np.uint64]:
+        """Addresses between parts, by the quantiles of a sample of the writes' starts."""
+        rows = sum(stretch.rows for stretch in self._line.stretches)
+        parts = min(_PARTS_MAX - 1, max(1, -(-rows // PART_RECORDS)))
+        end = np.uint64(max(1, disks) << int(_DISK_SHIFT))
+        inner = np.empty(0, np.uint64)
+        if parts > 1:
+            step = max(1, rows // _SAMPLES)
+            starts = np.concatenate([b["start"] for b in self._batches(step)])
+            if len(starts):
+                starts.sort()
+                inner = np.unique(starts[np.arange(1, parts) * len(starts) // parts])
+                inner = inner[inner > 0]
+        return np.concatenate([np.zeros(1, np.uint64), inner, np.array([end], np.uint64)])
+
+    def parts(self) -> Runs:
+        """All writes, by part; one that reaches over several parts is in each."""
+        kinds = {"start": "<u8", "end": "<u8", "key": "<u8", "row": "<u8"}
+        runs = Runs(kinds, len(self.bounds) - 1, self._journal.spool_directory)
+        inner = self.bounds[1:-1]
+        for batch in self._batches():
+            first = np.searchsorted(inner, batch["start"], "right")
+            last = np.searchsorted(inner, batch["end"] - np.uint64(1), "right")
+            if (first != last).any():
+                spans = last - first + 1
+                index = np.repeat(np.arange(len(first)), spans)
+                within = np.arange(len(index)) - np.repeat(np.cumsum(spans) - spans, spans)
+                batch = {name: column[index] for name, column in batch.items()}
+                first = first[index] + within
+            runs.append(first, batch)
+        return runs
+
+    def _batches(self, step: int = 1) -> Iterator[dict[str, NDArray[np.uint64]]]:
+        """Writes in the order of the stream: address, order and row. `step` > 1 gives a sample."""
+        tables = _NumberTables(self._journal.timeline.changes, self._slots)
+        for stretch in self._line.stretches:
+            first = stretch.generation.first_row
+            for start in range(0, stretch.rows, BATCH_ROWS * step):
+                stop = min(stretch.rows, start + BATCH_ROWS * step)
+                batch = self._batch(tables, stretch, range(first + start, first + stop, step))
+                if len(batch["start"]):
+                    yield batch
+
+    def _batch(
+        self, tables: _NumberTables, stretch: Stretch, rows: range
+    ) -> dict[str, NDArray[np.uint64]]:
+        journal, cut = self._journal, slice(rows.start, rows.stop, rows.step)
+        op = journal.column("op")[cut]
+        index = np.flatnonzero(_WRITES[op])
+        row = np.uint64(rows.start) + index.astype(np.uint64) * np.uint64(rows.step)
+        slot = tables.slots(row, journal.column("disk")[cut][index])
+        offset = journal.column("offset")[cut][index].astype(np.uint64)
+        end = offset + journal.column("length")[cut][index]
+        seq = row - np.uint64(stretch.generation.first_row) + np.uint64(1)
+        key = np.where(_SYNC[op[index]], journal.column("aux")[cut][index], seq)
+        batch = {"start": offset, "end": end, "key": key + np.uint64(stretch.raised), "row": row}
+        slot, batch = self._with_cuts(stretch, rows, slot, batch)
+        return self._clip(slot, batch)
+
+    def _with_cuts(
+        self,
+        stretch: Stretch,
+        rows: range,
+        slot: NDArray[np.int32],
+        batch: dict[str, NDArray[np.uint64]],
+    ) -> tuple[NDArray[np.int32], dict[str, NDArray[np.uint64]]]:
+        """Add what a new size or a disk's leaving gave up: zeroes from there to the end of all
+        disks."""
+        changes = [
+            c for c in self._journal.timeline.changes if c.cut and rows.start <= c.row < rows.stop
+        ]
+        if not changes:
+            return slot, batch
+        row = np.array([c.row for c in changes], np.uint64)
+        position = row - np.uint64(stretch.generation.first_row) + np.uint64(1 + stretch.raised)
+        added = {
+            "start": np.array([c.size or 0 for c in changes], np.uint64),
+            "end": np.full(len(changes), limits.DISK_BYTES_MAX, np.uint64),
+            "key": position,
+            "row": row,
+        }
+        order = np.argsort(np.concatenate([batch["row"], row]), kind="stable")
+        slots = np.concatenate([slot, self._slots[[c.disk for c in changes]]])[order]
+        return slots, {n: np.concatenate([batch[n], added[n]])[order] for n in batch}
+
+    def _clip(
+        self, slot: NDArray[np.int32], batch: dict[str, NDArray[np.uint64]]
+    ) -> dict[str, NDArray[np.uint64]]:
+        """Only what lies on disks of the map and inside their sizes, at addresses over all
+        disks."""
+        size = self._sizes[np.maximum(slot, 0)]
+        keep = np.flatnonzero((slot >= 0) & (batch["start"] < size))
+        base = slot[keep].astype(np.uint64) << _DISK_SHIFT
+        end = np.minimum(batch["end"][keep], size[keep])
+        return {
+            "start": base + batch["start"][keep],
+            "end": base + end,
+            "key": batch["key"][keep],
+            "row": batch["row"][keep],
+        }
+
+
+class _NumberTables:
+    """Which disk of the map a record's number means: it may change when disks come and go."""
+
+    def __init__(self, changes: list[DiskChange], slots: NDArray[np.int32]) -> None:
+        tables = [np.full(limits.STREAM_DISKS_MAX, -1, np.int32)]
+        rows = [0]
+        for change in changes:
+            meaning = int(slots[change.disk])
+            if change.size is None or int(tables[-1][change.number]) == meaning:
+                continue
+            table = tables[-1].copy()
+            table[change.number] = meaning
+            tables.append(table)
+            rows.append(change.row)
+        self._tables = np.stack(tables)
+        self._rows = np.array(rows, np.uint64)
+
+    def slots(self, row: NDArray[np.uint64], number: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """Order in the map of each record's disk; -1 if it is not in it."""
+        table = np.searchsorted(self._rows, row, "right") - 1
+        found: NDArray[np.int32] = self._tables[
+            table, np.minimum(number, limits.STREAM_DISKS_MAX - 1)
+        ]
+        return found
+
+
+def _paint_part(columns: dict[str, NDArray[np.uint64]], low: np.uint64, high: np.uint64) -> Painted:
+    """The visible pieces of one part; `winner` is a row of `columns`."""
+    start = np.maximum(columns["start"], low)
+    end = np.minimum(columns["end"], high)
+    key = columns["key"]
+    if not (key[1:] < key[:-1]).any():
+        return paint(start, end)
+    # Equal orders keep the sequence's order: the rows come in it.
+    order = np.argsort(key, kind="stable")
+    painted = paint(start[order], end[order])
+    return Painted(painted.start, painted.end, order[painted.winner].astype(np.int32))
+
+
+def _write_pieces(
+    writer: MapWriter, journal: Journal, rows: NDArray[np.uint64], painted: Painted
+) -> None:
+    row = rows[painted.winner]
+    kept = np.flatnonzero(_DATA[journal.column("op")[row]])
+    row, start, end = row[kept], painted.start[kept], painted.end[kept]
+    slot = start >> _DISK_SHIFT
+    pieces = np.empty(len(row), PIECE)
+    pieces["start"] = start - (slot << _DISK_SHIFT)
+    pieces["length"] = end - start
+    pieces["frame"] = journal.column("frame")[row]
+    pieces["at"] = journal.column("payload_at")[row] + (
+        pieces["start"] - journal.column("offset")[row]
+    )
+    edges = np.flatnonzero(np.diff(slot)) + 1
+    for group in np.split(np.arange(len(row)), edges):
+        if len(group):
+            writer.append(int(slot[group[0]]), pieces[group[0] : group[-1] + 1])

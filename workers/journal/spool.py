@@ -1,0 +1,128 @@
+"""Columns that live in unlinked temporary files: as large as the journal is long, and never all in
+memory.
+
+Rows are appended with ordinary writes, so that a full file system is an error and not a signal;
+they are read through a mapping, which the kernel may drop and read again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.journal.errors import SpoolFull
+
+Column = NDArray[Any]
+
+
+class ColumnSpool:
+    """Equally long columns by name. One writer; readers only after the last append."""
+
+    def __init__(self, kinds: Mapping[str, str], directory: Path | None = None) -> None:
+        """`kinds` gives each column's numpy type; `directory` holds the files (None: the
+        system's)."""
+        self._kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
+        self._files: dict[str, IO[bytes]] = {}
+        self._maps: dict[str, Column] = {}
+        self.rows = 0
+        try:
+            for name in self._kinds:
+                # Closed in close(); the names are gone at once.
+                self._files[name] = tempfile.TemporaryFile(dir=directory, prefix=".holdfast-")  # noqa: SIM115
+        except OSError as error:
+            self.close()
+            raise _no_room(error) from error
+
+    def append(self, columns: Mapping[str, Column]) -> None:
+        """Add rows; all columns must be given and equally long. SpoolFull."""
+        count = len(next(iter(columns.values())))
+        try:
+            for name, kind in self._kinds.items():
+                column = np.ascontiguousarray(columns[name], dtype=kind)
+                assert len(column) == count, name
+                self._files[name].write(column.view(np.uint8).data)
+        except OSError as error:
+            raise _no_room(error) from error
+        self.rows += count
+        self._maps.clear()
+
+    def column(self, name: str) -> Column:
+        """All rows of a column, read-only."""
+        found = self._maps.get(name)
+        if found is None:
+            found = self._map(name)
+            self._maps[name] = found
+        return found
+
+    def _map(self, name: str) -> Column:
+        if not self.rows:
+            return np.empty(0, self._kinds[name])
+        file = self._files[name]
+        try:
+            file.flush()
+        except OSError as error:
+            raise _no_room(error) from error
+        mapped = np.memmap(file, dtype=self._kinds[name], mode="r", shape=(self.rows,))
+        return mapped.view(np.ndarray)
+
+    def close(self) -> None:
+        """Give the space back. Columns that were handed out stay readable while they are referred
+        to."""
+        self._maps.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+class Runs:
+    """Rows put into buckets without knowing their counts beforehand.
+
+    Each batch is sorted by bucket and appended; a bucket is then one slice of each batch, in the
+    order in which the rows came.
+    """
+
+    def __init__(
+        self, kinds: Mapping[str, str], buckets: int, directory: Path | None = None
+    ) -> None:
+        """At most 65,536 buckets (their numbers are sorted as 16-bit integers, by radix)."""
+        assert 1 <= buckets <= 1 << 16, buckets
+        self._spool = ColumnSpool(kinds, directory)
+        self._names = tuple(kinds)
+        self._edges: list[Column] = []
+        self.buckets = buckets
+
+    def append(self, bucket: Column, columns: Mapping[str, Column]) -> None:
+        """Add a batch whose row i belongs to `bucket[i]`."""
+        order = np.argsort(bucket.astype(np.uint16), kind="stable")
+        counts = np.bincount(bucket, minlength=self.buckets)
+        edges = np.zeros(self.buckets + 1, np.int64)
+        np.cumsum(counts, out=edges[1:])
+        self._edges.append(edges + self._spool.rows)
+        self._spool.append({name: columns[name][order] for name in self._names})
+
+    def bucket(self, number: int) -> dict[str, Column]:
+        """All rows of a bucket in the order of their arrival, as arrays in memory."""
+        slices = [(int(e[number]), int(e[number + 1])) for e in self._edges]
+        return {
+            name: np.concatenate([self._spool.column(name)[a:b] for a, b in slices])
+            if slices
+            else self._spool.column(name)
+            for name in self._names
+        }
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._spool.close()
+
+
+def _no_room(error: OSError) -> SpoolFull:
+    return SpoolFull(
+        f"The temporary files of the restore cannot be written: {error.strerror}.",
+        hint="Make room, or point TMPDIR at a larger file system.",
+        retryable=True,
+    )

@@ -1,0 +1,289 @@
+"""What happened in a stream besides writes: generations, syncs, disks, checkpoints. Pure; fed in
+order.
+
+Rows number the records of all generations of a chain one after another, from 0. A position is
+(generation, sequence); the row of sequence s is the generation's first row + s - 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from host_agent.wire.errors import WireError
+from host_agent.wire.frame import KIND_APPLICATION, KIND_TAGGED, SCOPE_COMMIT, SCOPE_STREAM, Marker
+from host_agent.wire.record import Op, Records
+from workers.journal import bodies
+from workers.journal.bodies import BeginBody, CommitBody, DetachBody, DiskBody, EndBody, MarkBody
+
+KINDS = {1: "crash", 2: "application", 3: "tagged"}
+_ON_DISK = np.zeros(256, bool)
+_ON_DISK[[Op.WRITE, Op.ZERO, Op.TRIM, Op.FLUSH, Op.RESIZE, Op.SYNC, Op.SYNC_ZERO]] = True
+
+
+@dataclass
+class SyncInterval:
+    """From BEGIN to END; `end` is None while no END has come. Positions in the generation."""
+
+    begin: int
+    last_good: int
+    cause: str
+    end: int | None = None
+    unreadable: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass
+class Generation:
+    """One numbering of the stream."""
+
+    index: int
+    name: bytes
+    first_row: int
+    predecessor: bytes | None = None
+    last_seq: int = 0
+    syncs: list[SyncInterval] = field(default_factory=list)
+    #: The first HANDOVER: from there on, part of the history is in another stream.
+    handover: int | None = None
+
+    @property
+    def hex(self) -> str:
+        """The generation's name as people see it."""
+        return self.name.hex()
+
+    def row(self, seq: int) -> int:
+        """The row of a sequence."""
+        return self.first_row + seq - 1
+
+    @property
+    def open_sync(self) -> SyncInterval | None:
+        """The interval that has no END yet."""
+        return self.syncs[-1] if self.syncs and self.syncs[-1].end is None else None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A marker that may be chosen. `time` is the stream's own, nanoseconds UTC."""
+
+    id: str
+    generation: int
+    seq: int
+    time: int
+    kind: str
+    scope: str
+    tag: str | None
+
+
+@dataclass(frozen=True)
+class DiskChange:
+    """From `row` on, number `number` is disk `disk` with `size` bytes; `size` None: it left.
+
+    `cut` says that bytes from `size` up (all, if it left) were given up at that row.
+    """
+
+    row: int
+    number: int
+    disk: int
+    size: int | None
+    cut: bool
+
+
+class Timeline:
+    """Takes every frame's records in order and keeps what a restore must know of them."""
+
+    def __init__(self, stream: tuple[str, str]) -> None:
+        """`stream` is (group, host)."""
+        self._stream = stream
+        self.generations: list[Generation] = []
+        self.changes: list[DiskChange] = []
+        self.disk_names: list[str] = []
+        self.rows = 0
+        self._marks: dict[str, Checkpoint] = {}
+        self._commits: dict[str, int] = {}
+        self._numbers: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._mapped = np.zeros(65536, bool)
+
+    def start_generation(self, name: bytes) -> Generation:
+        """A new numbering begins with the next record."""
+        if any(g.name == name for g in self.generations):
+            raise WireError(f"Generation {name.hex()} comes back after another.")
+        generation = Generation(len(self.generations), name, self.rows)
+        self.generations.append(generation)
+        return generation
+
+    def add(self, records: Records, found: dict[int, bytes], markers: tuple[Marker, ...]) -> None:
+        """The next frame's records. `found` holds the bodies by sequence where `wants_body` said
+        so."""
+        generation = self.generations[-1]
+        by_seq = {marker.seq: marker for marker in markers}
+        if generation.last_seq == 0 and int(records[0]["op"]) != Op.BEGIN:
+            raise WireError("The generation does not begin with BEGIN.")
+        special = np.flatnonzero((records["op"] >= Op.BEGIN) | (records["op"] == Op.RESIZE))
+        done = 0
+        for at in special.tolist():
+            self._check_disks(records[done:at])
+            row = records[at]
+            if int(row["op"]) == Op.RESIZE:
+                self._check_disks(records[at : at + 1])
+                self._resize(self.rows + at, int(row["disk"]), int(row["offset"]))
+            else:
+                self._take(row, self.rows + at, found.get(int(row["seq"])), by_seq)
+            done = at + 1
+        self._check_disks(records[done:])
+        if by_seq:
+            raise WireError(f"A marker at sequence {min(by_seq)} stands for no record.")
+        generation.last_seq = int(records[-1]["seq"])
+        self.rows += len(records)
+
+    def _check_disks(self, records: Records) -> None:
+        disks = records["disk"][_ON_DISK[records["op"]]]
+        if not self._mapped[disks].all():
+            raise WireError("A record names a disk that the stream does not have.")
+
+    def _take(self, row: Records, at: int, body: bytes | None, markers: dict[int, Marker]) -> None:
+        generation, seq, op = self.generations[-1], int(row["seq"]), int(row["op"])
+        if op == Op.BEGIN:
+            self._begin(generation, row, at, bodies.parse(body or b"", BeginBody))
+        elif op == Op.END:
+            self._end(generation, seq, bodies.parse(body or b"{}", EndBody))
+        elif op == Op.MARK:
+            self._mark(generation, seq, body, markers.pop(seq, None))
+        elif op == Op.COMMIT:
+            markers.pop(seq, None)
+            self._commit(bodies.parse(body or b"", CommitBody))
+        elif op == Op.DISK:
+            self._describe(at, bodies.parse(body or b"", DiskBody))
+        elif op == Op.DETACH:
+            self._detach(at, bodies.parse(body or b"", DetachBody).disk)
+        elif op == Op.HANDOVER:
+            generation.handover = generation.handover or seq
+
+    def _begin(self, generation: Generation, row: Records, at: int, body: BeginBody) -> None:
+        seq = int(row["seq"])
+        if body.generation != generation.hex:
+            raise WireError("BEGIN names another generation than its frame.")
+        first = seq == 1
+        if first and body.predecessor is not None:
+            generation.predecessor = bytes.fromhex(body.predecessor)
+        if first and generation.predecessor is None:
+            # Nothing of what came before belongs to these disks.
+            for number in list(self._numbers):
+                self._detach(at, number)
+        last_good = seq - 1 if first else min(seq - 1, int(row["aux"]) or seq - 1)
+        if generation.open_sync is None:
+            generation.syncs.append(SyncInterval(seq, last_good, body.cause))
+        named = {disk.name for disk in body.disks}
+        for number, index in list(self._numbers.items()):
+            if self.disk_names[index] not in named:
+                self._detach(at, number)
+        for number in list(self._numbers):
+            self._unmap(number)
+        for disk in body.disks:
+            self._describe(at, disk, cut=True)
+
+    def _end(self, generation: Generation, seq: int, body: EndBody) -> None:
+        sync = generation.open_sync
+        if sync is None:
+            raise WireError("END comes without BEGIN.")
+        sync.end = seq
+        sync.unreadable = tuple(body.unreadable)
+
+    def _mark(
+        self, generation: Generation, seq: int, body: bytes | None, marker: Marker | None
+    ) -> None:
+        if marker is None or marker.scope == SCOPE_COMMIT:
+            raise WireError("A checkpoint's marker is missing from the clear header of its frame.")
+        tag = None
+        if body is not None:
+            said = bodies.parse(body, MarkBody)
+            tag = said.tag
+            if said.checkpoint != marker.checkpoint.hex():
+                raise WireError("A marker's body names another checkpoint than the clear header.")
+        if generation.open_sync is not None:
+            return
+        scope = "stream" if marker.scope == SCOPE_STREAM else "group"
+        checkpoint = Checkpoint(
+            marker.checkpoint.hex(),
+            generation.index,
+            seq,
+            marker.time,
+            KINDS[marker.kind],
+            scope,
+            tag,
+        )
+        self._marks[checkpoint.id] = checkpoint
+
+    def _commit(self, body: CommitBody) -> None:
+        group, host = self._stream
+        position = body.positions.get(f"{group}/{host}") or body.positions.get(host)
+        if position is not None:
+            self._commits[body.checkpoint] = position[1]
+
+    def _describe(self, at: int, disk: DiskBody, *, cut: bool = False) -> None:
+        if disk.name not in self.disk_names:
+            self.disk_names.append(disk.name)
+        index = self.disk_names.index(disk.name)
+        old = self._numbers.get(disk.disk)
+        if old is not None and old != index:
+            self._detach(at, disk.disk)
+        for number in [n for n, held in self._numbers.items() if held == index]:
+            self._unmap(number)
+        cut = cut or self._sizes.get(index) != disk.size
+        self._numbers[disk.disk] = index
+        self._mapped[disk.disk] = True
+        self._sizes[index] = disk.size
+        self.changes.append(DiskChange(at, disk.disk, index, disk.size, cut))
+
+    def _unmap(self, number: int) -> None:
+        del self._numbers[number]
+        self._mapped[number] = False
+
+    def _resize(self, at: int, number: int, size: int) -> None:
+        index = self._numbers[number]
+        self._sizes[index] = size
+        self.changes.append(DiskChange(at, number, index, size, cut=True))
+
+    def _detach(self, at: int, number: int) -> None:
+        index = self._numbers.pop(number, None)
+        if index is None:
+            raise WireError("A disk leaves that the stream does not have.")
+        self._mapped[number] = False
+        self._sizes.pop(index, None)
+        self.changes.append(DiskChange(at, number, index, None, cut=True))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints that exist, oldest first: those of scope group only with their commit."""
+        return sorted(
+            (
+                mark
+                for mark in self._marks.values()
+                if mark.scope == "stream" or self._commits.get(mark.id) == mark.seq
+            ),
+            key=lambda mark: (mark.generation, mark.seq),
+        )
+
+    def disks_at(self, row: int) -> dict[int, int]:
+        """The disks that the stream has after that row: disk to size in bytes."""
+        sizes: dict[int, int] = {}
+        for change in self.changes:
+            if change.row > row:
+                break
+            if change.size is None:
+                sizes.pop(change.disk, None)
+            else:
+                sizes[change.disk] = change.size
+        return sizes
+
+
+def wants_body(records: Records, markers: tuple[Marker, ...]) -> list[int]:
+    """Rows of a frame whose bodies a timeline must see."""
+    ops = [Op.BEGIN, Op.END, Op.COMMIT, Op.DISK, Op.DETACH]
+    rows: list[int] = np.flatnonzero(np.isin(records["op"], ops)).tolist()
+    first = int(records[0]["seq"])
+    rows += [
+        marker.seq - first
+        for marker in markers
+        if marker.kind in (KIND_APPLICATION, KIND_TAGGED) and marker.scope != SCOPE_COMMIT
+    ]
+    return sorted(set(rows))
