@@ -28,8 +28,8 @@ def insertion_order(modules: Path) -> list[Path]:
     """The files of the drivers that a guest needs, each after those that it depends on."""
     depends: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
-        name, _, needed = line.partition(":")
-        depends[name] = needed.split()
+        name, _, others = line.partition(":")
+        depends[name] = others.split()
     order: list[str] = []
     for driver in _DRIVERS:
         for name, needed in depends.items():
@@ -78,7 +78,7 @@ class Guest:
     def _boot(self, source: Source) -> None:
         # The format is named: a guest could write an image format's header into its raw disk.
         drive = "format=raw,if=virtio,cache=none,file="
-        argv = [
+        argv: list[str | Path] = [
             *(program("qemu-system-x86_64"), "-accel", "tcg", "-m", "256", "-nodefaults"),
             *("-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"),
             *("-kernel", self._kernel / "vmlinuz", "-initrd", self._initrd),

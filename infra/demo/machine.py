@@ -1,4 +1,4 @@
-"""The protected machine: a disk with a file system and PostgreSQL on it, and someone who runs it."""
+"""The protected machine: a disk with a file system and PostgreSQL on it."""
 
 from __future__ import annotations
 
