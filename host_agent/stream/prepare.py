@@ -1,0 +1,143 @@
+"""From positions of the ring to a sealed frame: read, check, hash, compress, seal.
+
+Runs beside the loop, one call at a time for a connection. All of it is in C and over whole batches;
+nothing here is done for each write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from host_agent.stream.batch import (
+    FrameLimits,
+    count_for_frame,
+    markers_of,
+    state_after,
+    sync_bytes,
+)
+from host_agent.stream.errors import JournalDiffers, RingDamaged
+from host_agent.stream.ports import DataKey
+from host_agent.stream.ring import RingFile, plain_records
+from host_agent.wire.errors import WireError
+from host_agent.wire.hashing import RecordHash
+from host_agent.wire.message import pack_frame_head
+from host_agent.wire.names import Identity
+from host_agent.wire.record import State, check_records
+from host_agent.wire.seal import FrameSealer
+
+#: Entries read at a time where only the record hash is wanted: 1 MiB.
+_HASH_STEP = 16_384
+#: Entries looked at for a frame unless the one before held more: a full frame of 4 KiB writes.
+_LOOK_MIN = 1024
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A frame that is ready to leave. `plain` and `from_sync` in payload bytes."""
+
+    chunks: tuple[bytes, ...]
+    size: int
+    first_seq: int
+    last_seq: int
+    records: int
+    plain: int
+    from_sync: int
+    markers: int
+    record_hash: bytes
+    anchor: int
+    anchor_hash: bytes
+
+
+def hash_at(ring: RingFile, anchor: int, anchor_hash: bytes, position: int) -> RecordHash:
+    """The record hash at `position`, continued from an anchor that the tap keeps."""
+    running = RecordHash(anchor, anchor_hash)
+    while running.position < position:
+        last = min(position, running.position + _HASH_STEP)
+        running.update(plain_records(ring.entries(running.position + 1, last)))
+    return running
+
+
+class Preparer:
+    """Makes the frames of one connection, in order, from `running.position` + 1 on."""
+
+    def __init__(
+        self,
+        ring: RingFile,
+        sealer: FrameSealer,
+        running: RecordHash,
+        state: State,
+    ) -> None:
+        self._ring = ring
+        self._sealer = sealer
+        self._running = running
+        self._state = state
+        self._look = _LOOK_MIN
+
+    @property
+    def next_seq(self) -> int:
+        """The first sequence that the next frame holds."""
+        return self._running.position + 1
+
+    @property
+    def anchor(self) -> tuple[int, bytes]:
+        """From where the record hash can be continued."""
+        return self._running.anchor, self._running.anchor_hash
+
+    def prepare(self, head: int, bounds: FrameLimits) -> Prepared:
+        """The next frame, of records up to `head` at most; RingDamaged."""
+        first = self.next_seq
+        last = min(head, first + min(bounds.records, self._look) - 1)
+        entries = self._ring.entries(first, last)
+        entries = entries[: count_for_frame(entries, bounds)]
+        # Look as far as the last frame's size suggests, not at all that the ring has.
+        self._look = max(_LOOK_MIN, 2 * len(entries))
+        records = plain_records(entries)
+        try:
+            check_records(records, first)
+        except WireError as error:
+            raise RingDamaged(f"The ring holds an impossible record: {error.message}") from None
+        payload = self._ring.payload(entries)
+        markers = markers_of(records, payload)
+        self._running.update(records)
+        self._state = state_after(records, self._state)
+        digest = self._running.digest()
+        sealed = self._sealer.seal(
+            records, payload, state=self._state, record_hash=digest, markers=markers
+        )
+        length = len(sealed.header_bytes) + len(sealed.index) + len(sealed.payload)
+        start = pack_frame_head(length) + sealed.header_bytes + sealed.index
+        return Prepared(
+            chunks=(start, sealed.payload) if sealed.payload else (start,),
+            size=len(start) + len(sealed.payload),
+            first_seq=first,
+            last_seq=int(records[-1]["seq"]),
+            records=len(records),
+            plain=len(payload),
+            from_sync=sync_bytes(records),
+            markers=len(markers),
+            record_hash=digest,
+            anchor=self._running.anchor,
+            anchor_hash=self._running.anchor_hash,
+        )
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a connection's preparer begins with."""
+
+    anchor: int
+    anchor_hash: bytes
+    first: int
+    verify: bytes | None
+    state: State
+
+
+def make_preparer(
+    ring: RingFile, identity: Identity, key: DataKey, salt: bytes, begin: Begin
+) -> Preparer:
+    """A preparer from position `begin.first`; JournalDiffers if our hash before it is another."""
+    running = hash_at(ring, begin.anchor, begin.anchor_hash, begin.first - 1)
+    if begin.verify is not None and running.digest() != begin.verify:
+        raise JournalDiffers(f"The journal's record hash at {begin.first - 1} is not the ring's.")
+    sealer = FrameSealer(key.key, identity, ring.header.generation, salt)
+    return Preparer(ring, sealer, running, begin.state)

@@ -1,0 +1,327 @@
+"""One protection group's stream, for as long as the agent runs.
+
+Opens the ring, connects, runs connections, and does what the Decider says when one ends. The tap
+goes on without it at all times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+
+from host_agent.stream.connection import Connection
+from host_agent.stream.errors import DataKeyMissing, NotAttached, StreamPaused
+from host_agent.stream.greeting import begin, greet, say_goodbye
+from host_agent.stream.ledger import Freed, Ledger
+from host_agent.stream.parts import Buckets, Figures, Means, OpenRing, Shared, StreamSettings
+from host_agent.stream.ports import ConnectTap, Dial, Keys, Link, RingOpened, Tap, TapState
+from host_agent.stream.ring import RingFile
+from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
+from host_agent.stream.signals import Signal
+from host_agent.wire.errors import HoldfastError
+
+#: Nobody tells the agent of a disk that is attached without it; it looks this often.
+_LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Doors:
+    """How to reach what a stream stands between."""
+
+    connect_tap: ConnectTap
+    dial: Dial
+    addresses: int
+    keys: Keys
+
+
+class Stream:
+    """Run `run` as a task; everything else may be called from the same loop meanwhile."""
+
+    def __init__(
+        self, settings: StreamSettings, doors: Doors, means: Means, buckets: Buckets
+    ) -> None:
+        self.settings = settings
+        self.figures = Figures(means.clock)
+        self.buckets = buckets
+        self.decider = Decider(means.random, doors.addresses)
+        self.phase = "starting"
+        self.failure: HoldfastError | None = None
+        self.ring: OpenRing | None = None
+        self.connection: Connection | None = None
+        self.address: str | None = None
+        self.epoch: int | None = None
+        self.is_paused = False
+        self._doors, self._means = doors, means
+        self._shared = Shared(settings, means, buckets, self.figures, self._on_stored)
+        self._is_ending = False
+        self._renew: str | None = None
+        self._wanted: tuple[bytes, int] = (b"", 0)
+        self._tidied: bytes = b""
+        self._nudge = Signal()
+        self._stored_changed = Signal()
+
+    @property
+    def stored(self) -> int:
+        """The newest position that is in the store."""
+        return self.figures.tally.stored
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it waits for a person."""
+        return self.decider.alert is not None and self.decider.alert.stops
+
+    # --- what others ask of it
+
+    def pause(self) -> None:
+        """Stop sending after the frame that is on its way. The tap goes on recording."""
+        self.is_paused = True
+        self._end_connection("the stream was paused")
+
+    def resume(self) -> None:
+        """Go on after a pause, or after what stopped the stream was looked at."""
+        self.is_paused = False
+        self.decider.release()
+        self._nudge.notify()
+
+    def resync(self) -> None:
+        """Begin a new generation and bring everything over again."""
+        self._renew = "forced"
+        self.decider.release()
+        self._end_connection("a new generation was asked for")
+
+    def nudge(self) -> None:
+        """Something changed, a disk was attached perhaps: do not wait any longer."""
+        self._nudge.notify()
+
+    def set_limits(self, replication: float | None, sync: float | None) -> None:
+        """New limits, bytes a second on the wire; None without one. In effect at once."""
+        now = self._means.clock.monotonic()
+        self.buckets.replication.set_rate(replication, now)
+        self.buckets.sync.set_rate(sync, now)
+        if self.connection is not None:
+            self.connection.wake()
+
+    async def mark(self, body: dict[str, object]) -> tuple[bytes, int, int]:
+        """Put a marker into the stream: (generation, sequence, time). The tap's errors."""
+        ring = self.ring
+        if ring is None:
+            raise NotAttached(
+                f"The ring of group {self.settings.identity.group} is not open.",
+                hint="See `holdfast-agent status`: attach a disk, or wait for the tap.",
+                retryable=True,
+            )
+        seq, time = await ring.tap.mark(body)
+        return ring.generation, seq, time
+
+    async def wait_stored(self, generation: bytes, seq: int) -> None:
+        """Return when the position is in the store; never, if its generation ends before."""
+        self._wanted = max(self._wanted, (generation, seq), key=lambda w: (w[0] == generation, w))
+        if self.connection is not None:
+            self.connection.commit_now(seq)
+        while not self._has_stored(generation, seq):
+            await self._stored_changed.wait()
+
+    def _has_stored(self, generation: bytes, seq: int) -> bool:
+        return self.figures.tally.generation == generation and self.stored >= seq
+
+    async def end(self, seconds: float) -> None:
+        """Say goodbye to ingest; afterwards the task of `run` may be cancelled."""
+        self._is_ending = True
+        self._end_connection("the agent stops")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.connection is not None:
+                    await self._stored_changed.wait(0.05)
+
+    # --- its life
+
+    async def run(self) -> None:
+        """Never returns; cancel it. Raises nothing but what is a defect."""
+        while True:
+            try:
+                tap = await self._doors.connect_tap()
+            except NotAttached as error:
+                self.phase, self.failure = "not_attached", error
+                await self._nudge.wait(_LOOK_SECONDS)
+                continue
+            except HoldfastError as error:
+                self.phase, self.failure = "no_tap", error
+                await self._follow(error)
+                continue
+            try:
+                await self._with_tap(tap)
+            except HoldfastError as error:
+                self.phase, self.failure = "no_tap", error
+                await self._follow(error)
+            finally:
+                await tap.close()
+
+    async def _with_tap(self, tap: Tap) -> None:
+        opened = await tap.open()
+        if self._renew is not None:
+            os.close(opened.descriptor)
+            await tap.new_generation(self._renew)
+            self._renew = None
+            return
+        ring = self._open_ring(tap, opened)
+        self.decider.on_opened()
+        self.figures.tally.on_ring(ring.generation, opened.freed, opened.head)
+        self.ring = ring
+        try:
+            await self._with_ring(ring)
+        finally:
+            self.ring = None
+            self.figures.recovery.forget()
+            ring.file.close()
+
+    def _open_ring(self, tap: Tap, opened: RingOpened) -> OpenRing:
+        try:
+            file = RingFile(opened.descriptor, opened.generation)
+            key = self._doors.keys.find(opened.generation)
+            if key is None and opened.head:
+                raise DataKeyMissing(
+                    "The key of what this ring recorded is not in the state directory.",
+                    hint="A new generation begins by itself; everything is sent again.",
+                )
+            key = key or self._doors.keys.make(opened.generation)
+        except BaseException:
+            os.close(opened.descriptor)
+            raise
+        state = TapState(opened.generation, opened.head, opened.state, opened.cause, 0)
+        return OpenRing(
+            tap, file, opened, key, state, opened.freed, opened.anchor, opened.anchor_hash
+        )
+
+    async def _with_ring(self, ring: OpenRing) -> None:
+        """Until the ring must be opened again; raises why, if that is not decided yet."""
+        watch = asyncio.create_task(self._watch(ring))
+        work = asyncio.create_task(self._connections(ring))
+        try:
+            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watch, work):
+                task.cancel()
+            results = await asyncio.gather(watch, work, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _watch(self, ring: OpenRing) -> None:
+        """Follow the tap's head and state by long polls; idle, it costs one every ten seconds."""
+        while True:
+            state = await ring.tap.wait(ring.state.head, self.settings.idle_wait_ms)
+            ring.see(state)
+            self.figures.tally.on_head(ring.state.head)
+            self.figures.recovery.observe(state, self._means.clock.monotonic(), self.stored)
+            # So that a busy stream is asked per batch and not per write.
+            await asyncio.sleep(self.settings.linger_seconds / 4)
+
+    # --- connections
+
+    async def _connections(self, ring: OpenRing) -> None:
+        """Connect again and again; returns when the ring must be opened again."""
+        while self._renew is None:
+            if self.is_paused or self.is_stopped or self._is_ending:
+                self.phase = "paused" if self.is_paused else "stopped"
+                await self._nudge.wait()
+                continue
+            try:
+                await self._connect(ring)
+            except StreamPaused:
+                continue
+            except HoldfastError as error:
+                self.failure = error
+                self.figures.counters.connections_failed += 1
+                if not await self._follow(error):
+                    return
+
+    async def _follow(self, error: HoldfastError) -> bool:
+        """Do what the Decider says. True if the same ring may be used again."""
+        action = self.decider.on_failure(error, self._means.clock.monotonic())
+        match action:
+            case Retry(seconds=seconds):
+                await self._nudge.wait(seconds)
+            case Renew(cause=cause):
+                self._renew = cause
+            case Reopen(seconds=seconds):
+                await self._nudge.wait(seconds)
+                return False
+            case Stop():
+                pass
+        return True
+
+    async def _connect(self, ring: OpenRing) -> None:
+        self.phase = "connecting"
+        self.figures.counters.connections += 1
+        link = await self._doors.dial(self.decider.address)
+        try:
+            self.address = link.address
+            connection = await self._begin(ring, link)
+            self.connection, self.phase, self.failure = connection, "streaming", None
+            self._repeat_wish(ring, connection)
+            await connection.run()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        finally:
+            self.connection, self.epoch = None, None
+            self._stored_changed.notify()
+            await link.close()
+
+    async def _begin(self, ring: OpenRing, link: Link) -> Connection:
+        self.decider.on_hello()
+        try:
+            welcome = await greet(ring, link, self._shared)
+            self.decider.on_welcome()
+            preparer, stored = await begin(ring, welcome, self._shared)
+        except HoldfastError as error:
+            await say_goodbye(link, error)
+            raise
+        await self._confirm(ring, stored)
+        self.epoch = welcome.epoch
+        ledger = Ledger(welcome.epoch, ring.generation, stored.seq, welcome.window_bytes)
+        return Connection(ring, link, ledger, preparer, self._shared)
+
+    def _repeat_wish(self, ring: OpenRing, connection: Connection) -> None:
+        generation, seq = self._wanted
+        if generation == ring.generation and seq > self.stored:
+            connection.commit_now(seq)
+
+    async def _confirm(self, ring: OpenRing, freed: Freed) -> None:
+        """The journal and the ring agree up to `freed.seq`: give that back."""
+        self._set_stored(freed.seq)
+        if freed.seq > ring.freed:
+            ring.note_freed(freed)
+            await ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
+
+    def _on_stored(self, seq: int) -> None:
+        self.decider.on_stored()
+        self._set_stored(seq)
+        if self.ring is not None and self._tidied != self.ring.generation:
+            self._tidied = self.ring.generation
+            self._doors.keys.keep_only(self._tidied)
+
+    def _set_stored(self, seq: int) -> None:
+        self.figures.tally.on_stored(seq)
+        self.figures.recovery.on_stored(seq)
+        self._stored_changed.notify()
+
+    def _end_connection(self, why: str) -> None:
+        if self.connection is not None:
+            self.connection.finish(why)
+        self._nudge.notify()
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended a connection: a defect before any error, else the first error."""
+    found: list[BaseException] = []
+    pending: list[BaseException] = [errors]
+    while pending:
+        one = pending.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            pending.extend(one.exceptions)
+        else:
+            found.append(one)
+    defects = [one for one in found if not isinstance(one, HoldfastError)]
+    return (defects or found)[0]

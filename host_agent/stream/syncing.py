@@ -1,0 +1,89 @@
+"""Drives a sync: asks the tap for blocks as fast as limits, line and ring allow, until END."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from host_agent.stream.parts import OpenRing, Shared
+from host_agent.stream.ports import SyncStep
+from host_agent.stream.prepare import Prepared
+from host_agent.wire.record import State
+
+#: How long to wait when the ring has no room, the line is behind, or the tap had nothing to do.
+_BUSY_SECONDS = 0.02
+_BUDGET_BYTES_MIN = 64 * 1024
+
+
+class SyncDriver:
+    """Keeps a little of the sync ahead of the line, never so much that guests' writes lack room.
+
+    `sent` tells up to which position frames have left.
+    """
+
+    def __init__(self, ring: OpenRing, shared: Shared, sent: Callable[[], int]) -> None:
+        self._ring = ring
+        self._settings, self._clock = shared.settings, shared.means.clock
+        self._bucket = shared.buckets.sync
+        self._progress = shared.figures.sync
+        self._sent = sent
+        self._ahead: deque[tuple[int, int]] = deque()
+        self._ratio = 1.0
+
+    def on_prepared(self, frame: Prepared) -> None:
+        """A frame was made. What of it a sync read counts against the sync's limit."""
+        if frame.from_sync:
+            self._bucket.take(
+                frame.size * frame.from_sync / max(1, frame.plain), self._clock.monotonic()
+            )
+            self._ratio += 0.2 * (frame.size / max(1, frame.plain) - self._ratio)
+
+    async def run(self) -> None:
+        """Never returns; raises TapGone or RingChanged."""
+        while True:
+            if not self._ring.wants_sync:
+                self._progress.on_recording()
+                self._ahead.clear()
+                await self._ring.changed.wait()
+                continue
+            budget = self._budget()
+            wait = self._hold_back(budget)
+            if wait > 0:
+                await self._ring.changed.wait(wait)
+                continue
+            await self._step(budget)
+
+    async def _step(self, budget: int) -> None:
+        tap = self._ring.tap
+        step = await tap.sync(budget)
+        # The answer does not say where the blocks lie in the stream; the state after it does.
+        state = await tap.state()
+        self._ring.see(state)
+        self._ahead.append((state.head, step.read))
+        self._account(step)
+        if step.busy or (step.read == 0 and self._ring.wants_sync):
+            await self._ring.changed.wait(_BUSY_SECONDS)
+
+    def _hold_back(self, budget: int) -> float:
+        sent = self._sent()
+        if self._ring.state.state == State.DIRTY and self._ring.state.head > sent:
+            # What guests wrote before comes first: it completes the last good point.
+            return _BUSY_SECONDS
+        while self._ahead and self._ahead[0][0] <= sent:
+            self._ahead.popleft()
+        limit = self._settings.sync_ahead_bytes if self._bucket.rate is None else budget
+        if sum(size for _, size in self._ahead) >= limit:
+            return _BUSY_SECONDS
+        return self._bucket.wait_seconds(self._clock.monotonic())
+
+    def _budget(self) -> int:
+        rate = self._bucket.rate
+        if rate is None:
+            return self._settings.sync_chunk_bytes
+        # A tenth of a second of the line, in disk bytes as they compressed of late.
+        wanted = int(rate * 0.1 / max(self._ratio, 0.05))
+        return min(self._settings.sync_chunk_bytes, max(_BUDGET_BYTES_MIN, wanted))
+
+    def _account(self, step: SyncStep) -> None:
+        cause = self._ring.state.cause
+        self._progress.on_step(step, cause, self._clock.monotonic())
