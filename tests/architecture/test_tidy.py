@@ -70,9 +70,10 @@ def test_rust_functions_keep_their_budget() -> None:
 
 def test_files_keep_their_budget() -> None:
     sizes = {
-        str(path): len(sources.text_of(path).splitlines())
-        for path in sources.with_suffix(".py", ".rs")
+        str(path): len(sources.text_of(path).splitlines()) for path in sources.with_suffix(".py")
     }
+    for path in sources.with_suffix(".rs"):  # unit tests stand in the same file there
+        sizes[str(path)] = len(rules.rust_without_tests(sources.text_of(path)).splitlines())
     _report(rules.over_budget(sizes, rules.FILE_LINES_MAX, exceptions.FILE_LINES))
 
 
