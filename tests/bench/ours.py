@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.bench.control import Control
 from tests.bench.processes import START_SECONDS_MAX, BenchFailed, Process
+from tests.bench.watch import Facts
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
@@ -60,6 +61,13 @@ class Tap:
     def status(self) -> dict[str, Any]:
         """Everything that the tap counts."""
         return self._control.call("status")
+
+    def facts(self, group: str) -> Facts:
+        """Where a stream is."""
+        for found in self.status()["groups"]:
+            if found["group"] == group:
+                return Facts(int(found["head"]), int(found["freed"]), str(found["state"]))
+        raise BenchFailed(f"The tap has no group {group}.")
 
     def engine(self) -> str:
         """How it drives disks: `io_uring` or `threads`."""

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -32,13 +32,23 @@ def program(name: str) -> str:
 class Process:
     """A server that is ended with the block that started it. Its output goes to a file."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], log_dir: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log_dir: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.log = log_dir / f"{name}.log"
         self._command = [str(part) for part in command]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
             )
 
     @property
