@@ -101,7 +101,7 @@ class Site:
         self._wait(self.agent, "the agent answers", self._answers)
 
     def _answers(self) -> bool:
-        argv = self._agent("status", "--json")
+        argv = self.agent_command("status", "--json")
         return run(argv, allowed=range(256)).returncode == 0
 
     def _wait(self, process: Process, what: str, is_so: Callable[[], bool]) -> None:
@@ -111,12 +111,12 @@ class Site:
 
         wait_until(what, _START_SECONDS, check)
 
-    def _agent(self, *words: str | Path) -> list[str | Path]:
+    def agent_command(self, *words: str | Path) -> list[str | Path]:
         return [tool("holdfast-agent"), *words, "--config", self.setup.path("agent.toml")]
 
     def attach(self) -> str:
         """Protect the disk; the NBD URI that its machine uses."""
-        done = run(self._agent("attach", GROUP, DISK, "--disk", self.disk))
+        done = run(self.agent_command("attach", GROUP, DISK, "--disk", self.disk))
         for word in done.stdout.split():
             if word.startswith("nbd"):
                 return word
@@ -124,7 +124,7 @@ class Site:
 
     def status(self) -> dict[str, Any]:
         """What the agent says of the group."""
-        content = json_output(self._agent("status", "--json"))
+        content = json_output(self.agent_command("status", "--json"))
         for group in content["groups"]:
             if group.get("group", group.get("name")) == GROUP:
                 return dict(group)
@@ -144,10 +144,10 @@ class Site:
             time.sleep(0.2)
         raise DemoFailed(f"The initial sync did not end within {_SYNC_SECONDS:.0f} s: {now}")
 
-    def checkpoint(self, tag: str) -> dict[str, Any]:
-        """Make a tagged checkpoint and wait until the store has it."""
-        words = ("checkpoint", GROUP, "--tag", tag, "--wait", "--json")
-        return json_output(self._agent(*words))
+    def checkpoint(self, tag: str, *, wait: bool = True) -> dict[str, Any]:
+        """Make a tagged checkpoint; with `wait`, return once the store has it."""
+        words = ["checkpoint", GROUP, "--tag", tag, *(["--wait"] if wait else []), "--json"]
+        return json_output(self.agent_command(*words))
 
     def stop(self) -> None:
         """Stop agent, tap and ingest; their state stays."""

@@ -1,0 +1,1 @@
+"""The demonstration itself, and the variants in which it must fail."""

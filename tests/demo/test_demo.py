@@ -1,0 +1,118 @@
+"""The main job as a program sees it: one JSON object, an exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.demo.machine import can_mount
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the demonstration may make its own folder; a short path, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="hd-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "infra.demo", "--json", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the object on standard output, and what people read."""
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait()
+    lines = out.splitlines()
+    assert len(lines) == 1, out
+    content = json.loads(lines[0])
+    assert isinstance(content, dict)
+    return process.returncode, content, err
+
+
+def ways() -> list[Any]:
+    cannot = can_mount()
+    mounted = pytest.mark.skipif(cannot is not None, reason=f"cannot mount: {cannot}")
+    return [
+        pytest.param("mounted", marks=[mounted, pytest.mark.root]),
+        pytest.param("guest", marks=pytest.mark.qemu),
+    ]
+
+
+@pytest.mark.parametrize("way", ways())
+@pytest.mark.invariant("I2", "I3", "I4")
+def test_the_demonstration_recovers_everything(folder: Path, way: str) -> None:
+    code, result, told = end(start(folder, "--machine", way))
+    assert result["recovered"] is True, told[-3000:]
+    assert code == 0
+    assert result["machine"] == way
+    assert result["failed"] == []
+    assert all(check["passed"] for check in result["checks"])
+    export = result["export"]
+    assert export["transactions"] >= export["acknowledged_before_checkpoint"] > 0
+    assert result["rpo"]["lost_at_the_moment_of_damage"] == 0
+    assert result["seconds"] < 90
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ways())
+def test_a_checkpoint_made_after_the_damage_is_not_called_recovered(folder: Path, way: str) -> None:
+    """The control: the same run with its mechanism broken must say so."""
+    code, result, told = end(start(folder, "--machine", way, "--late-checkpoint"))
+    assert result["recovered"] is False
+    assert code != 0
+    assert "none of the damage is there" in result["failed"]
+    assert "NOT recovered" in told
+    assert list(folder.iterdir()) == []
+
+
+def test_stopping_it_midway_leaves_nothing(folder: Path) -> None:
+    process = start(folder)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*/site/run/tap.sock")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    code, result, _ = end(process)
+    assert code != 0
+    assert result["recovered"] is False
+    assert "SIGINT" in result["error"]["message"]
+    assert list(folder.iterdir()) == []
+    assert str(folder) not in Path("/proc/self/mounts").read_text()
+    assert not _processes_that_name(str(folder))
+
+
+def _processes_that_name(text: str) -> list[str]:
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = command.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # ended while we looked
+        if text in words:
+            found.append(words)
+    return found

@@ -1,0 +1,230 @@
+"""Processes die at random moments under load; what comes back is the source, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.demo.processes import program
+from infra.demo.report import DemoFailed
+from tests.integration.nbd import NbdClient
+from tests.integration.place import MIB, Place
+
+_LOAD_SECONDS = 12
+
+
+def fio_load(uri: str, folder: Path, seconds: int) -> subprocess.Popen[str]:
+    """Random writes that fio checks by reading them back, over our NBD export."""
+    job = [
+        *(program("fio"), "--name=load", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"),
+        *("--bsrange=512-64k", "--bs_unaligned=0", "--blockalign=512", "--iodepth=8"),
+        *("--size=48m", "--randseed=7", "--rate_iops=600", "--fsync=64", "--io_size=1g"),
+        *(f"--runtime={seconds}", "--time_based", "--verify=crc32c", "--verify_fatal=1"),
+        *("--do_verify=1", "--output-format=terse", "--minimal", f"--aux-path={folder}"),
+    ]
+    return subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.invariant("I1", "I2", "I3", "I14")
+def test_ingest_and_agent_killed_at_random_moments_lose_nothing(place: Place) -> None:
+    rng = random.Random(7)
+    uri = place.protect()
+    fio = fio_load(uri, place.folder, _LOAD_SECONDS)
+    kills = 0
+    try:
+        while fio.poll() is None and kills < 6:
+            time.sleep(rng.uniform(0.2, 2.0))
+            if rng.random() < 0.5:
+                place.kill(place.site.ingest)
+                time.sleep(rng.uniform(0, 0.5))
+                place.site.start_ingest()
+            else:
+                place.kill(place.site.agent)
+                time.sleep(rng.uniform(0, 0.5))
+                place.site.start_agent()
+            kills += 1
+        said, _ = fio.communicate(timeout=90)
+    finally:
+        fio.kill()
+        fio.wait()
+    assert fio.returncode == 0, said
+    assert kills >= 4
+    place.drain()
+    source = place.lose()
+    assert place.export("latest-write") == source
+    _control_a_lost_segment_shows(place, source)
+
+
+def _control_a_lost_segment_shows(place: Place, source: bytes) -> None:
+    """Without its newest segment the journal gives another disk: the comparison is not blind."""
+    chain = sorted((place.bucket / "acme/demo/host1/chain").iterdir())
+    with_data = [one for one in chain if one.stat().st_size > 100_000]
+    for one in chain[chain.index(with_data[-1]) :]:
+        one.unlink()
+    assert place.export("latest-write") != source
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.invariant("I2", "I3")
+def test_a_killed_tap_comes_back_and_the_journal_follows(place: Place) -> None:
+    rng = random.Random(11)
+    uri = place.protect()
+    with NbdClient(uri) as client:
+        for _ in range(200):
+            client.write(rng.randrange(0, 60 * MIB, 4096), rng.randbytes(4096))
+        place.kill(place.site.tap)
+        with pytest.raises((EOFError, OSError)):
+            client.read(0, 512)
+    place.site.start_tap()
+    again = place.site.attach()
+    place.site.wait_protected(lambda _now: None)
+    with NbdClient(again) as client:
+        for _ in range(200):
+            client.write(rng.randrange(0, 60 * MIB, 4096), rng.randbytes(4096))
+        client.flush()
+    place.drain()
+    source = place.lose()
+    assert place.export("latest-write") == source
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.invariant("I2", "I4")
+def test_everything_killed_at_once_leaves_a_prefix(place: Place) -> None:
+    """The site dies in mid-write: what is stored is what was written up to one moment."""
+    uri = place.protect()
+    base = place.head()
+    written = 0
+    deadline = time.monotonic() + 6
+    stored = 0
+    with NbdClient(uri) as client:
+        while time.monotonic() < deadline:
+            written += 1
+            client.write((written % 1000) * 4096, written.to_bytes(8, "little") * 512)
+            if written % 500 == 0:
+                stored = int(place.site.status()["stored"]) - base
+    for process in (place.site.ingest, place.site.agent, place.site.tap):
+        place.kill(process)
+    place.site.delete()
+    image = place.export("latest-write")
+    cut = _cut_of(image)
+    assert cut is not None
+    assert stored <= cut <= written
+    assert stored > 0
+    # The control: the same image with two turns exchanged is no prefix of anything.
+    first, second = image[4096:8192], image[8192:12288]
+    assert _cut_of(image[:4096] + second + first + image[12288:]) is None
+
+
+def _cut_of(image: bytes) -> int | None:
+    """How many of the numbered writes the image holds; None if it is no prefix of them."""
+    turns = [int.from_bytes(image[n * 4096 : n * 4096 + 8], "little") for n in range(1000)]
+    cut = max(turns)
+    for slot, turn in enumerate(turns):
+        newest = cut - (cut - slot) % 1000
+        expected = newest if newest > 0 else 0
+        block = image[slot * 4096 : (slot + 1) * 4096]
+        if turn != expected or block != turn.to_bytes(8, "little") * 512:
+            return None
+    return cut
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.slow
+@pytest.mark.invariant("I1", "I6", "I14")
+def test_a1_a_stopped_agent_does_not_touch_the_guest(place: Place) -> None:
+    """Block load with fsync while the agent stands still for half a minute."""
+    uri = place.protect()
+    with NbdClient(uri) as client:
+        before = _paced_writes(client, seconds=3)
+        agent = place.site.agent
+        assert agent is not None
+        agent.popen.send_signal(signal.SIGSTOP)
+        try:
+            during = _paced_writes(client, seconds=30)
+        finally:
+            agent.popen.send_signal(signal.SIGCONT)
+    assert _is_separate(before, during), (before[-5:], during[-5:])
+    place.drain()
+    source = place.lose()
+    assert place.export("latest-write") == source
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.invariant("I6")
+def test_a1_control_a_tap_that_awaits_the_agent_is_noticed(place: Place) -> None:
+    uri = place.protect()
+    with NbdClient(uri) as client:
+        before = _paced_writes(client, seconds=2)
+        agent = place.site.agent
+        assert agent is not None
+        agent.popen.send_signal(signal.SIGSTOP)
+        try:
+            during = _awaiting_writes(client, place, seconds=4)
+        finally:
+            agent.popen.send_signal(signal.SIGCONT)
+    assert not _is_separate(before, during)
+
+
+def _paced_writes(client: NbdClient, seconds: float) -> list[float]:
+    """200 writes a second, each eighth flushed; the latency of each in seconds."""
+    latencies: list[float] = []
+    end = time.monotonic() + seconds
+    while (began := time.monotonic()) < end:
+        client.write((len(latencies) % 4000) * 4096, b"%08d" % len(latencies) * 512)
+        if len(latencies) % 8 == 0:
+            client.flush()
+        latencies.append(time.monotonic() - began)
+        time.sleep(0.005)
+    return latencies
+
+
+def _awaiting_writes(client: NbdClient, place: Place, seconds: float) -> list[float]:
+    """The same, but each write waits for the agent's word, as a synchronous copy would."""
+    latencies: list[float] = []
+    end = time.monotonic() + seconds
+    while (began := time.monotonic()) < end:
+        client.write(0, b"awaiting" * 512)
+        command = [*map(str, place.site.agent_command("status", "--json"))]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+        latencies.append(time.monotonic() - began)
+    return latencies
+
+
+def _is_separate(before: list[float], during: list[float]) -> bool:
+    """The tolerance of path separation: median within 3 times and 1 ms, nothing above 250 ms."""
+    if not during:
+        return False
+    median_before, median_during = (
+        sorted(before)[len(before) // 2],
+        sorted(during)[len(during) // 2],
+    )
+    return median_during <= max(3 * median_before, 0.001) and max(during) < 0.25
+
+
+def test_fio_verification_is_not_blind(place: Place) -> None:
+    """The control of the load itself: a scrambled block makes fio fail."""
+    uri = place.protect()
+    fio = fio_load(uri, place.folder, 2)
+    time.sleep(1)
+    with NbdClient(uri) as client:
+        for at in range(0, 48 * MIB, MIB):
+            client.write(at, bytes(512) + b"\xff" * 512 + bytes(MIB // 4))
+    try:
+        fio.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        raise DemoFailed("fio did not end") from None
+    finally:
+        fio.kill()
+        fio.wait()
+    assert fio.returncode != 0
