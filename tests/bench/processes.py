@@ -121,8 +121,16 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def resident_private_bytes(pid: int) -> int:
-    """Resident memory without pages of mapped tmpfs files: what a process holds beside rings."""
-    fields = Path(f"/proc/{pid}/status").read_text().splitlines()
-    kib = {line.split(":")[0]: line.split()[1] for line in fields if line.endswith(" kB")}
-    return (int(kib["RssAnon"]) + int(kib["RssFile"])) * 1024
+def resident_beside(pid: int, folder: Path) -> int:
+    """Resident memory without the pages of files below `folder`: a process without its rings.
+
+    A page that another process made resident counts here as soon as this one has touched it.
+    """
+    total, is_beside = 0, True
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Rss" and is_beside:
+            total += int(value.split()[0]) * 1024
+        elif "-" in name.split(" ")[0]:
+            is_beside = str(folder) not in line
+    return total

@@ -1,0 +1,90 @@
+"""All benchmarks: the table, and a file of their results. `python -m tests.bench --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import footprint, pipeline, tap
+from tests.bench.cases import Case, significant, tell
+from tests.bench.processes import BenchFailed
+
+BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
+    "tap": tap.cases,
+    "pipeline": pipeline.cases,
+    "footprint": footprint.cases,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description="Measure every figure.")
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="all of them by default")
+    parser.add_argument("--output", type=Path, help="write the results to this file, as JSON")
+    return parser.parse_args()
+
+
+def conditions() -> dict[str, object]:
+    """The machine, as far as figures depend on it."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+    return {
+        "cores": os.cpu_count(),
+        "processor": model,
+        "kernel": platform.release(),
+        "load_before": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def table_of(cases: list[Case]) -> Table:
+    """All cases, those that miss their goal in red."""
+    table = Table(title="Holdfast beside its peers")
+    for name in ("case", "unit", "ours", "peer", "", "ratio", "goal", "met"):
+        table.add_column(name, justify="right" if name in {"ours", "", "ratio"} else "left")
+    for case in cases:
+        sign = "≥" if case.better == "higher" else "≤"
+        goal = "" if case.goal is None else f"{sign} {case.goal}"
+        met = {None: "", True: "[green]yes", False: "[red]no"}[case.met]
+        numbers = [f"{significant(value):,g}" for value in (case.ours, case.peer, case.ratio)]
+        ours, peer, ratio = numbers
+        name = f"{case.bench} {case.case}"
+        table.add_row(name, case.unit, ours, case.peer_name, peer, ratio, goal, met)
+    return table
+
+
+def main() -> int:
+    """Ends 0 when everything was measured and every goal met, 1 when one was missed, 2 if not."""
+    given = _arguments()
+    where = conditions()
+    cases: list[Case] = []
+    failed = []
+    for name in given.names or BENCHES:
+        begin = time.monotonic()
+        try:
+            for case in BENCHES[name]():
+                cases += tell([case], sys.stderr)
+        except BenchFailed as error:
+            failed.append(name)
+            print(f"{name} could not be measured: {error}", file=sys.stderr)
+        print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    if given.output is not None:
+        content = {"conditions": where, "failed": failed, "cases": [c.as_dict() for c in cases]}
+        given.output.write_text(json.dumps(content, indent=2) + "\n")
+    Console(width=None if sys.stdout.isatty() else 140).print(table_of(cases))
+    if failed:
+        return 2
+    return 0 if all(case.met is not False for case in cases) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
