@@ -99,7 +99,7 @@ def make_disk(disk: Path, work: Path, owner: Owner) -> None:
     try:
         for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "srv"):
             (root / name).mkdir()
-        _put_busybox(root)
+        put_busybox(root)
         _put_postgresql(root)
         _put_files(root, owner)
         _init_database(root, owner)
@@ -110,7 +110,8 @@ def make_disk(disk: Path, work: Path, owner: Owner) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _put_busybox(root: Path) -> None:
+def put_busybox(root: Path) -> None:
+    """Busybox and a link for each of its commands into `bin` below root."""
     shutil.copy(program("busybox", "Install busybox-static."), root / "bin/busybox")
     for name in run([root / "bin/busybox", "--list"]).stdout.split():
         if name not in {"busybox", "sh"}:
