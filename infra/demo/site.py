@@ -81,11 +81,11 @@ class Site:
         self.start_tap()
         self.start_agent()
 
-    def start_tap(self) -> None:
-        """Start the tap and wait for its socket."""
+    def start_tap(self, *options: str) -> None:
+        """Start the tap, with further options, and wait for its socket."""
         run_dir = self.setup.path("run")
         argv: list[str | Path] = [tool("holdfast-tap"), "--run-dir", run_dir]
-        argv += ["--state-dir", self.setup.path("tap")]
+        argv += ["--state-dir", self.setup.path("tap"), *options]
         self.tap = self._processes.start("tap", argv)
         self._wait(self.tap, "the tap answers", (run_dir / "tap.sock").exists)
 
