@@ -35,6 +35,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="how the disk is used: mounted on this host (root), or by a QEMU guest",
     )
     parser.add_argument(
+        "--keep", action="store_true", help="keep the folder with bucket, key, images and logs"
+    )
+    parser.add_argument(
         "--late-checkpoint",
         action="store_true",
         help="a control that must fail: the checkpoint 'before' the damage is made after it",
@@ -81,14 +84,15 @@ def _left_behind(folder: Path, processes: Processes | None) -> list[str]:
     return left
 
 
-def _demonstrate(report: Report, options: Options) -> DemoFailed | None:
+def _demonstrate(report: Report, options: Options, *, keep: bool) -> DemoFailed | None:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
     # PostgreSQL refuses root, so that its user must be able to reach the mounted disk.
     folder.chmod(0o711)
     error: DemoFailed | None = None
     processes: Processes | None = None
     with ExitStack() as cleanup:
-        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        if not keep:
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             demonstration = Demonstration(folder, report, options, cleanup)
             processes = demonstration.processes
@@ -100,6 +104,10 @@ def _demonstrate(report: Report, options: Options) -> DemoFailed | None:
         except Exception as unforeseen:  # noqa: BLE001 - people get a sentence, whatever it was
             error = DemoFailed(f"{type(unforeseen).__name__}: {unforeseen}", "This is a defect.")
     left = _left_behind(folder, processes)
+    if keep:
+        left.remove(str(folder))
+        report.facts["kept"] = str(folder)
+        report.line(f"\nKept, as asked: {folder}")
     report.check("nothing is left running, mounted or on disk", not left, left=left)
     return error
 
@@ -111,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(machine=given.machine, late_checkpoint=given.late_checkpoint)
     report.line("Holdfast: protect a database, damage it, delete it, bring it back")
     with _asked_to_stop():
-        error = _demonstrate(report, options)
+        error = _demonstrate(report, options, keep=given.keep)
     result = report.result(error)
     report.line()
     if error is not None:

@@ -62,8 +62,13 @@ def test_a6_a_write_that_failed_halfway_is_read_again_from_the_disk(place: Place
         client.write(0, b"before.." * 1024)
         tap_asks(
             place,
-            **{"do": "failpoint", "disk": "disk", "op": "write", "error": "EIO"},
-            **{"after": 0, "count": 1, "short": 4096},
+            do="failpoint",
+            disk="disk",
+            op="write",
+            error="EIO",
+            after=0,
+            count=1,
+            short=4096,
         )
         with pytest.raises(NbdFault):
             client.write(0, b"halfway!" * 1024)
