@@ -18,6 +18,12 @@ class NotAttached(HoldfastError):
     code = "not_attached"
 
 
+class StreamTaken(HoldfastError):
+    """Another process of this host opened the stream."""
+
+    code = "replaced"
+
+
 class RingDamaged(HoldfastError):
     """The ring's bytes contradict its description or their checksums."""
 

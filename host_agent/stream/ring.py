@@ -8,6 +8,8 @@ was checked is exactly what is compressed and sealed.
 from __future__ import annotations
 
 import os
+import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +26,18 @@ from host_agent.wire.ring import HEADER_BYTES, RingHeader
 #: CRC-32C of any bytes followed by their own CRC-32C, little-endian: the same for all of them.
 _RESIDUE = 0x48674BC7
 _ENTRY = RING_ENTRY.itemsize
+_USAGE = struct.Struct("<QQQQ")
+_USAGE_OFFSET = 128
+
+
+@dataclass(frozen=True)
+class RingUsage:
+    """Records and payload bytes that are not given back, and how many there may be."""
+
+    records: int
+    records_capacity: int
+    bytes: int
+    bytes_capacity: int
 
 
 class RingFile:
@@ -43,6 +57,17 @@ class RingFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def usage(self) -> RingUsage:
+        """How full the ring is, as the tap last wrote it down. For people, not for decisions."""
+        fields = _USAGE.unpack(self._read(_USAGE.size, _USAGE_OFFSET))
+        head, payload_head, freed, payload_freed = fields
+        return RingUsage(
+            records=max(0, head - freed),
+            records_capacity=self.header.index_capacity,
+            bytes=max(0, payload_head - payload_freed),
+            bytes_capacity=self.header.payload_capacity,
+        )
 
     def entries(self, first: int, last: int) -> Records:
         """A checked copy of the entries `first` to `last`; RingDamaged if one is torn or stale."""

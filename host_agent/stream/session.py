@@ -12,9 +12,11 @@ from host_agent.stream.errors import (
     CertificateRefused,
     DataKeyMissing,
     JournalDiffers,
+    NotAttached,
     PeerClosed,
     RingChanged,
     RingDamaged,
+    StreamTaken,
     TapGone,
 )
 from host_agent.stream.pace import Backoff
@@ -210,12 +212,13 @@ class Decider:
             return self._renew(error, "journal_differs", now)
         if isinstance(error, RingDamaged):
             return self._renew(error, "ring_lost", now)
-        if isinstance(error, TapGone | RingChanged):
+        if isinstance(error, StreamTaken):
+            return self._stop(error)
+        if isinstance(error, TapGone | RingChanged | NotAttached):
             return Reopen(self._tap_backoff.next())
         return self._retry(error)
 
-    def stop(self, error: HoldfastError) -> Stop:
-        """Stop with this as the reason."""
+    def _stop(self, error: HoldfastError) -> Stop:
         self.alert = Alert.of(error, stops=True)
         return Stop()
 

@@ -140,6 +140,10 @@ class Stream:
     async def run(self) -> None:
         """Never returns; cancel it. Raises nothing but what is a defect."""
         while True:
+            if self.is_stopped:
+                self.phase = "stopped"
+                await self._nudge.wait()
+                continue
             try:
                 tap = await self._doors.connect_tap()
             except NotAttached as error:

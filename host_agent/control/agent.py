@@ -1,0 +1,260 @@
+"""The agent: one stream for each group of the configuration, and what commands ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from host_agent import __version__
+from host_agent.control import status
+from host_agent.control.config import AgentConfig, GroupConfig
+from host_agent.control.errors import BadRequest, CheckpointNotStored, UnknownGroup
+from host_agent.control.means import RealClock, RealRandom, ThreadOffload
+from host_agent.control.state_dir import KeyStore, StateDir, load_group_key
+from host_agent.control.tap_client import Fields
+from host_agent.control.taps import TapDoor, TapHost
+from host_agent.stream import link
+from host_agent.stream.parts import Buckets, Means, StreamSettings
+from host_agent.stream.ports import Link
+from host_agent.stream.stream import Doors, Stream
+from host_agent.wire import limits
+from host_agent.wire.errors import HoldfastError
+from host_agent.wire.names import Identity
+
+_log = logging.getLogger("holdfast.agent")
+
+#: Memory for frames that are being made or sent, of all groups together.
+_FRAME_MEMORY_BYTES = 36 * limits.MIB
+_FRAME_BYTES_MIN = 256 * limits.KIB
+#: Copies of a frame that exist at once: one sealed waits, one leaves, one is being made.
+_FRAME_COPIES = 3
+_RESTART_SECONDS = 30.0
+_FINISH_SECONDS = 5.0
+
+
+@dataclass
+class Group:
+    """A configured group with its running stream."""
+
+    config: GroupConfig
+    stream: Stream
+    door: TapDoor
+
+
+class Agent:
+    """All streams of this host. Make it, `start` it, answer commands, `stop` it."""
+
+    def __init__(self, config: AgentConfig, state: StateDir) -> None:
+        self.config = config
+        self.tap = TapHost(config.tap)
+        self.started_at = time.time()
+        self._state = state
+        self._offload = ThreadOffload()
+        self._means = Means(RealClock(), RealRandom(), self._offload)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.groups = {group.name: self._make(group) for group in config.groups}
+
+    def _make(self, group: GroupConfig) -> Group:
+        identity = Identity(self.config.tenant, group.name, self.config.host)
+        key = load_group_key(group.key_file, self.config.tenant, group.name)
+        store = KeyStore(self._state.group(group.name), key, identity)
+        door = TapDoor(self.tap, group.name)
+        doors = Doors(door, self._dial, len(self.config.ingest.addresses), store)
+        share = _FRAME_MEMORY_BYTES // (_FRAME_COPIES * len(self.config.groups))
+        settings = StreamSettings(
+            identity=identity,
+            software=f"holdfast-agent {__version__}",
+            commit_seconds=group.commit_seconds,
+            frame_bytes_max=max(_FRAME_BYTES_MIN, min(limits.FRAME_PLAIN_BYTES_MAX, share)),
+        )
+        now = self._means.clock.monotonic()
+        buckets = Buckets(group.replication_rate, group.sync_rate, now)
+        stream = Stream(settings, doors, self._means, buckets)
+        stream.is_paused = self._state.is_paused(group.name)
+        return Group(group, stream, door)
+
+    async def _dial(self, address: int) -> Link:
+        ingest = self.config.ingest
+        credentials = link.Credentials(ingest.ca_file, ingest.certificate_file, ingest.key_file)
+        return await link.connect(ingest.addresses[address], credentials, ingest.server_name)
+
+    def start(self) -> None:
+        """Start all streams."""
+        for name, group in self.groups.items():
+            self._spawn(self._keep_running(name, group.stream), name)
+        self._spawn(self._narrate(), "narrate")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def stop(self) -> None:
+        """Say goodbye to ingest and end. What is not stored stays in the rings."""
+        await asyncio.gather(*(group.stream.end(_FINISH_SECONDS) for group in self.groups.values()))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._offload.close()
+
+    async def _keep_running(self, name: str, stream: Stream) -> None:
+        """A defect in one group's stream must not end the others."""
+        while True:
+            task = asyncio.create_task(stream.run())
+            try:
+                await asyncio.wait({task})
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            stream.phase = "failed"
+            defect = None if task.cancelled() else task.exception()
+            _log.error("the stream of group %s failed and starts again", name, exc_info=defect)
+            await asyncio.sleep(_RESTART_SECONDS)
+
+    async def _narrate(self) -> None:
+        """Tell the log when something changes that a person would want to know."""
+        told: dict[str, tuple[object, ...]] = {}
+        while True:
+            for name, group in self.groups.items():
+                now = status.headline(group.stream)
+                if told.get(name) != now:
+                    told[name] = now
+                    _log.info("group %s: %s", name, ", ".join(str(word) for word in now if word))
+            await asyncio.sleep(1.0)
+
+    # --- commands
+
+    async def command(self, request: Fields) -> Fields:
+        """Do one command; HoldfastError."""
+        verbs: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
+            "status": self._status,
+            "attach": self._attach,
+            "detach": self._detach,
+            "checkpoint": self._checkpoint,
+            "pause": partial(self._set_paused, True),
+            "resume": partial(self._set_paused, False),
+            "resync": self._resync,
+        }
+        verb = verbs.get(str(request.get("do")))
+        if verb is None:
+            raise BadRequest(
+                f"The agent does not know the command {request.get('do')!r:.40}.",
+                hint="Use the command holdfast-agent of the same version as the agent.",
+            )
+        return await verb(request)
+
+    def _group(self, request: Fields) -> Group:
+        name = str(request.get("group"))
+        if name not in self.groups:
+            known = ", ".join(self.groups)
+            raise UnknownGroup(
+                f"The configuration has no group {name!r:.80}.",
+                hint=f"It has: {known}. Add [groups.{name:.63}] and restart the agent.",
+            )
+        return self.groups[name]
+
+    async def _status(self, _request: Fields) -> Fields:
+        tap: Fields
+        try:
+            tap = {**await self.tap.status(), "hello": self.tap.hello}
+        except HoldfastError as error:
+            tap = error.as_dict()
+        groups = [await status.describe(group, tap, self._means) for group in self.groups.values()]
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "tenant": self.config.tenant,
+            "host": self.config.host,
+            "uptime_seconds": round(time.time() - self.started_at, 1),
+            "memory_bytes": status.resident_bytes(),
+            "tap": status.describe_tap(tap),
+            "groups": groups,
+        }
+
+    async def _attach(self, request: Fields) -> Fields:
+        group = self._group(request)
+        disk, path = str(request.get("disk")), str(request.get("path"))
+        cache = str(request.get("cache", "auto"))
+        answer = await self.tap.attach(group.config, disk, path, cache)
+        group.stream.nudge()
+        return {"group": group.config.name, "disk": disk, **_without_frame(answer)}
+
+    async def _detach(self, request: Fields) -> Fields:
+        group = self._group(request)
+        group.door.forget()
+        disk, force = str(request.get("disk")), bool(request.get("force", False))
+        await self.tap.detach(group.config.name, disk, force=force)
+        group.stream.nudge()
+        return {"group": group.config.name, "disk": disk}
+
+    async def _checkpoint(self, request: Fields) -> Fields:
+        group = self._group(request)
+        body = _marker(request)
+        generation, seq, at = await group.stream.mark(body)
+        result: Fields = {
+            "group": group.config.name,
+            **body,
+            "generation": generation.hex(),
+            "seq": seq,
+            "time": at,
+            "stored": False,
+        }
+        if request.get("wait"):
+            seconds = float(request.get("timeout") or 60.0)
+            try:
+                async with asyncio.timeout(seconds):
+                    await group.stream.wait_stored(generation, seq)
+            except TimeoutError:
+                raise _not_stored(group, seq, seconds) from None
+            result["stored"] = True
+        return result
+
+    async def _set_paused(self, is_paused: bool, request: Fields) -> Fields:
+        group = self._group(request)
+        self._state.set_paused(group.config.name, is_paused)
+        if is_paused:
+            group.stream.pause()
+        else:
+            group.stream.resume()
+        return {"group": group.config.name, "paused": is_paused}
+
+    async def _resync(self, request: Fields) -> Fields:
+        group = self._group(request)
+        group.stream.resync()
+        return {"group": group.config.name}
+
+
+def _marker(request: Fields) -> dict[str, object]:
+    tag = request.get("tag")
+    kind = request.get("kind") or ("tagged" if tag else "crash")
+    if kind not in ("crash", "application", "tagged"):
+        raise BadRequest(
+            f"A checkpoint cannot be of kind {kind!r:.40}.",
+            hint="Use crash, application or tagged.",
+        )
+    if tag is not None and (not isinstance(tag, str) or not 0 < len(tag) <= 256):
+        raise BadRequest("A tag has 1 to 256 characters.", hint="Shorten it.")
+    if isinstance(tag, str) and not tag.isprintable():
+        raise BadRequest("A tag has printable characters only.", hint="Remove the others.")
+    return {"checkpoint": secrets.token_hex(16), "kind": kind, "tag": tag, "scope": "stream"}
+
+
+def _not_stored(group: Group, seq: int, seconds: float) -> CheckpointNotStored:
+    stream = group.stream
+    reason = f"the stream is {stream.phase}"
+    if stream.failure is not None:
+        reason += f": {stream.failure.message}"
+    return CheckpointNotStored(
+        f"The marker is in the stream at {seq}, but was not stored in {seconds:g} s ({reason}).",
+        hint="It becomes a checkpoint as soon as the stream catches up; see holdfast-agent status.",
+        retryable=True,
+    )
+
+
+def _without_frame(answer: Fields) -> Fields:
+    return {key: value for key, value in answer.items() if key not in ("id", "ok")}

@@ -1,0 +1,176 @@
+"""The command `holdfast-agent`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from host_agent import __version__
+from host_agent.control import client, render
+from host_agent.wire.errors import HoldfastError
+
+_WATCH_SECONDS = 1.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. 0 for success, 1 with a sentence on standard error, 2 for wrong usage."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except HoldfastError as error:
+        return _complain(error, as_json=getattr(given, "json", False))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _complain(error: HoldfastError, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(error.as_dict()))
+    print(f"holdfast-agent: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="holdfast-agent", description="Streams what the tap of this host recorded."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"configuration; else ${client.CONFIG_VARIABLE}, ./agent.toml, "
+        "/etc/holdfast/agent.toml",
+    )
+    answers = argparse.ArgumentParser(add_help=False, parents=[common])
+    answers.add_argument("--json", action="store_true", help="print one JSON object")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run = verbs.add_parser("run", parents=[common], help="run the agent until it is told to stop")
+    run.set_defaults(run=_run)
+    _add_disk_verbs(verbs, answers)
+    _add_group_verbs(verbs, answers)
+    return parser
+
+
+def _add_disk_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
+    attach = verbs.add_parser("attach", parents=[answers], help="protect a disk")
+    attach.add_argument("group", metavar="GROUP")
+    attach.add_argument("name", metavar="NAME", help="the disk's name in the group")
+    attach.add_argument("--disk", metavar="PATH", required=True, help="raw file or block device")
+    attach.add_argument(
+        "--cache",
+        choices=("auto", "none", "writeback"),
+        default="auto",
+        help="none: past the host's page cache; auto: that for block devices",
+    )
+    attach.set_defaults(run=_attach)
+    detach = verbs.add_parser("detach", parents=[answers], help="stop protecting a disk")
+    detach.add_argument("group", metavar="GROUP")
+    detach.add_argument("name", metavar="NAME")
+    detach.add_argument("--force", action="store_true", help="even while a machine uses it")
+    detach.set_defaults(run=_detach)
+
+
+def _add_group_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
+    status = verbs.add_parser("status", parents=[answers], help="how all groups are")
+    status.add_argument("--watch", action="store_true", help="again every second")
+    status.set_defaults(run=_status)
+    checkpoint = verbs.add_parser("checkpoint", parents=[answers], help="mark this moment")
+    checkpoint.add_argument("group", metavar="GROUP")
+    checkpoint.add_argument("--tag", metavar="TEXT", help="a name to find it by")
+    checkpoint.add_argument("--kind", choices=("crash", "application", "tagged"))
+    checkpoint.add_argument("--wait", action="store_true", help="return when it is stored")
+    checkpoint.add_argument("--timeout", metavar="SECONDS", type=float, default=60.0)
+    checkpoint.set_defaults(run=_checkpoint)
+    for name, text in (
+        ("pause", "stop sending; what is recorded stays, nothing is discarded"),
+        ("resume", "go on after a pause or an alert"),
+        ("resync", "bring everything over again, in a new generation"),
+    ):
+        verb = verbs.add_parser(name, parents=[answers], help=text)
+        verb.add_argument("group", metavar="GROUP")
+        verb.set_defaults(run=_plain, verb=name)
+
+
+def _run(given: argparse.Namespace) -> int:
+    # One thread of a library that is used for small arrays only; it takes memory for each core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from host_agent.control.process import run_agent
+
+    return run_agent(client.find_config(given.config))
+
+
+def _ask(given: argparse.Namespace, request: dict[str, Any], seconds: float = 120.0) -> Any:
+    config = client.find_config(given.config)
+    return client.ask(client.socket_of(config), request, seconds)
+
+
+def _show(given: argparse.Namespace, answer: dict[str, Any], text: str) -> int:
+    print(json.dumps(answer) if given.json else text)
+    return 0
+
+
+def _attach(given: argparse.Namespace) -> int:
+    path = str(Path(given.disk).absolute())
+    answer = _ask(
+        given,
+        {
+            "do": "attach",
+            "group": given.group,
+            "disk": given.name,
+            "path": path,
+            "cache": given.cache,
+        },
+    )
+    return _show(given, answer, render.attach(answer))
+
+
+def _detach(given: argparse.Namespace) -> int:
+    request = {"do": "detach", "group": given.group, "disk": given.name, "force": given.force}
+    answer = _ask(given, request)
+    return _show(given, answer, f"disk {given.name} of group {given.group} is detached")
+
+
+def _status(given: argparse.Namespace) -> int:
+    while True:
+        answer = _ask(given, {"do": "status"})
+        text = render.status(answer)
+        if given.watch and not given.json:
+            # Home and clear, so that the figures stay in place.
+            text = f"\x1b[H\x1b[2J{text}"
+        _show(given, answer, text)
+        if not given.watch:
+            return 0
+        sys.stdout.flush()
+        time.sleep(_WATCH_SECONDS)
+
+
+def _checkpoint(given: argparse.Namespace) -> int:
+    request = {
+        "do": "checkpoint",
+        "group": given.group,
+        "tag": given.tag,
+        "kind": given.kind,
+        "wait": given.wait,
+        "timeout": given.timeout,
+    }
+    answer = _ask(given, request, given.timeout + 30.0)
+    return _show(given, answer, render.checkpoint(answer))
+
+
+def _plain(given: argparse.Namespace) -> int:
+    answer = _ask(given, {"do": given.verb, "group": given.group})
+    return _show(given, answer, f"group {given.group}: {given.verb} is under way")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

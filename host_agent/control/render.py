@@ -1,0 +1,182 @@
+"""Answers for people: short lines with units."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+Fields = dict[str, Any]
+
+_RECONNECT_SECONDS = 600
+
+
+def size(count: float | None) -> str:
+    """Bytes as people read them: `1.5 GiB`."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def rate(bytes_per_second: float | None) -> str:
+    """A rate in the unit of the configuration: `80.0 Mbit/s`."""
+    if bytes_per_second is None:
+        return "unlimited"
+    return f"{bytes_per_second * 8 / 1e6:.1f} Mbit/s"
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `3 min 20 s`, `5 h 10 min`."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def status(answer: Fields) -> str:
+    """The whole of `status`."""
+    tap = answer["tap"]
+    engine = tap.get("engine")
+    tap_line = f"tap {tap.get('pid')} ({engine})" if tap.get("answers") else tap.get("message")
+    lines = [
+        f"{answer['tenant']}/{answer['host']}: agent {answer['pid']}, version {answer['version']}, "
+        f"up {duration(answer['uptime_seconds'])}, {size(answer['memory_bytes'])}; {tap_line}"
+    ]
+    for group in answer["groups"]:
+        lines += ["", *_group(group)]
+    return "\n".join(lines)
+
+
+def _group(group: Fields) -> list[str]:
+    rows = [
+        ("recovery point", _recovery_point(group)),
+        ("positions", _positions(group)),
+        ("lag", f"{size(group['lag']['bytes'])}, {_count(group['lag']['records'])} records"),
+        ("ring", _ring(group["ring"])),
+        ("sync", _sync(group["sync"])),
+        ("sending", _sending(group)),
+        ("ingest", _ingest(group["ingest"])),
+        *_disks(group),
+        ("alert", _trouble(group["alert"])),
+        ("last failure", _trouble(group["failure"])),
+    ]
+    state = group["state"] + (f" ({group['cause']})" if group["cause"] else "")
+    shown = [f"group {group['group']}: {group['phase'].replace('_', ' ')}, {state}"]
+    return shown + [f"  {name:<15}{text}" for name, text in rows if text]
+
+
+def _recovery_point(group: Fields) -> str:
+    age = group["rpo_seconds"]
+    text = "none yet" if age is None else f"{duration(age)} old"
+    text += f" (target {duration(group['rpo_target_seconds'])})"
+    if group["held_up_by"]:
+        text += f"; held up by {group['held_up_by']}: {group['held_up_why']}"
+    return text
+
+
+def _positions(group: Fields) -> str:
+    names = ("head", "sent", "received", "stored")
+    text = ", ".join(f"{name} {_count(group[name])}" for name in names)
+    return f"{text}; generation {(group['generation'] or '-')[:8]}"
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _ring(ring: Fields | None) -> str:
+    if not ring:
+        return ""
+    return f"{ring['fill']:.0%} of {size(ring['bytes'])}"
+
+
+def _sync(sync: Fields | None) -> str:
+    if not sync:
+        return ""
+    total, left = sync["total_bytes"], sync["remaining_bytes"]
+    done = f"{(total - left) / total:.0%} of {size(total)}" if total else "waits"
+    return (
+        f"{sync['cause']}: {done}, {size(left)} left at {rate(sync['bytes_per_second'])}, "
+        f"about {duration(sync['eta_seconds'])} more"
+    )
+
+
+def _sending(group: Fields) -> str:
+    rates, limits = group["rates"], group["limits"]
+    text = f"{rate(rates['wire_bytes_per_second'])} on the wire"
+    text += f" (limit {rate(limits['replication_bytes_per_second'])}"
+    return text + f", syncs {rate(limits['sync_bytes_per_second'])})"
+
+
+def _ingest(ingest: Fields) -> str:
+    if ingest["epoch"] is None:
+        return f"not connected (last {ingest['address'] or 'none'})"
+    return f"{ingest['address']}, epoch {ingest['epoch']}"
+
+
+def _disks(group: Fields) -> list[tuple[str, str]]:
+    tap = group.get("tap") or {}
+    rows = []
+    for disk in tap.get("disks", []):
+        name = disk.get("name", disk.get("disk"))
+        rows.append((f"disk {name}", f"{size(disk.get('size'))}, {disk.get('path', '')}"))
+    return rows
+
+
+def _trouble(error: Fields | None) -> str:
+    if not error:
+        return ""
+    return f"{error['message']} {error['hint']}".strip()
+
+
+def attach(answer: Fields) -> str:
+    """What the machine's side needs."""
+    group, disk = answer["group"], answer["disk"]
+    export, socket = f"{group}/{disk}", answer["nbd_socket"]
+    uri = answer.get("uri") or f"nbd+unix:///{quote(export, safe='')}?socket={quote(socket)}"
+    node = f"holdfast-{group}-{disk}"
+    return "\n".join(
+        [
+            f"Disk {disk} of group {group} is served: {size(answer.get('size'))}.",
+            "",
+            f"  {uri}",
+            "",
+            "QEMU (the disk is raw; say so, or a guest could write another format's header):",
+            f"  -blockdev driver=nbd,node-name={node}-net,server.type=unix,server.path={socket},"
+            f"export={export},reconnect-delay={_RECONNECT_SECONDS}",
+            f"  -blockdev driver=raw,node-name={node},file={node}-net,cache.direct=on",
+            f"  -device virtio-blk-pci,drive={node}",
+            "",
+            "libvirt:",
+            *(f"  {line}" for line in _libvirt(export, socket)),
+        ]
+    )
+
+
+def _libvirt(export: str, socket: str) -> list[str]:
+    return [
+        "<disk type='network' device='disk'>",
+        "  <driver name='qemu' type='raw' cache='none' discard='unmap'/>",
+        f"  <source protocol='nbd' name={quoteattr(export)}>",
+        f"    <host transport='unix' socket={quoteattr(socket)}/>",
+        f"    <reconnect delay='{_RECONNECT_SECONDS}'/>",
+        "  </source>",
+        "  <target dev='vda' bus='virtio'/>",
+        "</disk>",
+    ]
+
+
+def checkpoint(answer: Fields) -> str:
+    """A checkpoint that was made."""
+    tag = f", tag {answer['tag']!r}" if answer.get("tag") else ""
+    safe = "stored" if answer["stored"] else "in the stream, not yet stored"
+    return f"checkpoint {answer['checkpoint']} at {answer['seq']:,}{tag}: {safe}"
