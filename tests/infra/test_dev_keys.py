@@ -15,6 +15,7 @@ from host_agent.control.config import load_config
 from host_agent.wire.keys import GroupKey, TenantKey, unwrap
 from host_agent.wire.names import parse_san
 from infra.dev_keys import DevSetup, FolderTaken, main, write_dev_setup
+from workers.ingest.config import load_config as load_ingest_config
 
 
 @pytest.fixture
@@ -42,6 +43,12 @@ def test_agent_configuration_is_accepted(setup: DevSetup) -> None:
     assert (config.tenant, config.host) == ("acme", "host1")
     assert config.ingest.addresses == (("127.0.0.1", setup.port),)
     assert [group.name for group in config.groups] == ["demo"]
+
+
+def test_ingest_configuration_is_accepted(setup: DevSetup) -> None:
+    config = load_ingest_config(setup.path("ingest.toml"))
+    assert (config.tenant, config.listen) == ("acme", ("127.0.0.1", setup.port))
+    assert config.store == f"file://{setup.path('store')}"
 
 
 def test_existing_keys_are_never_overwritten(setup: DevSetup) -> None:
