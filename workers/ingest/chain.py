@@ -1,0 +1,278 @@
+"""The end of a stream's chain: found, claimed, continued.
+
+A segment's name is its place, created if absent. So whoever creates place k owns it, and whoever
+finds it taken reads what is there. Before its first frame a writer creates an *epoch segment* with
+a higher epoch than any before: one request that claims the stream and fences every older writer,
+because the place where an older one would continue is taken from then on.
+
+Nothing here retries (the store does) or waits; calls block and are made by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from host_agent.wire.errors import ChainBroken, HoldfastError, WireError
+from host_agent.wire.names import Identity, chain_name, chain_prefix, key_name, place_of
+from host_agent.wire.segment import (
+    KIND_DATA,
+    KIND_EPOCH,
+    TRAILER_BYTES,
+    SegmentInfo,
+    build_segment,
+    check_follows,
+    parse_trailer,
+    verify_segment,
+)
+from workers.ingest.batch import Batch
+from workers.ingest.decide import NO_GENERATION, StoredKey, compare_key
+from workers.storage.errors import ObjectMissing
+from workers.storage.failpoints import failpoint
+from workers.storage.port import Created, ObjectStore
+
+#: Writers that claim one stream at the same moment each need one more attempt.
+_CLAIMS_MAX = 16
+
+
+class Fenced(HoldfastError):
+    """A writer with a newer epoch has taken the stream. This one stops for good."""
+
+    code = "fenced"
+
+
+class SegmentLost(ChainBroken):
+    """A place is empty although later ones are not: an object of the journal was lost."""
+
+
+@dataclass(frozen=True)
+class WriterName:
+    """Which stream is written, and the random name of who writes it now."""
+
+    identity: Identity
+    writer: bytes
+
+
+class ChainWriter:
+    """One writer's view of a chain. `wall_ns` is ingest's clock."""
+
+    def __init__(self, store: ObjectStore, name: WriterName, wall_ns: Callable[[], int]) -> None:
+        self._store = store
+        self._identity = name.identity
+        self._writer = name.writer
+        self._wall_ns = wall_ns
+        self._end: SegmentInfo | None = None
+        self._epoch = 0
+        self._fenced: Fenced | None = None
+
+    @property
+    def end(self) -> SegmentInfo | None:
+        """The newest segment that is known; None for an empty chain."""
+        return self._end
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was claimed; 0 before."""
+        return self._epoch
+
+    def find_end(self, hint: int = 0) -> SegmentInfo | None:
+        """Find and check the newest segment. `hint`: a place that was known to exist.
+
+        Raises SegmentLost where a later place is taken than the one after the end, ChainBroken and
+        WireError where the newest segment is not what it should be.
+        """
+        place = self._last_place(hint if hint and self._exists(hint) else 0)
+        self._end = self._checked(place) if place else None
+        return self._end
+
+    def _last_place(self, known: int) -> int:
+        """The last place before an empty one after which a listing finds nothing."""
+        while True:
+            known = self._climb(known)
+            later = self._listed_after(known)
+            if later is None:
+                return known
+            if not self._exists(known + 1):
+                raise SegmentLost(
+                    f"The chain of {self._identity} has nothing at place {known + 1}, "
+                    f"but a segment at place {later}.",
+                    hint="An object was lost. Bring it back from a copy of the store; until then "
+                    "nothing is appended, and what lies before it can be restored.",
+                )
+
+    def _climb(self, known: int) -> int:
+        """By doubling and halving: a place that exists, with none right after it."""
+        step = 1
+        while self._exists(known + step):
+            known, step = known + step, step * 2
+        while step > 1:
+            step //= 2
+            if self._exists(known + step):
+                known += step
+        return known
+
+    def _exists(self, place: int) -> bool:
+        try:
+            self._store.size(chain_name(self._identity, place))
+        except ObjectMissing:
+            return False
+        return True
+
+    def _listed_after(self, place: int) -> int | None:
+        after = chain_name(self._identity, place) if place else ""
+        for entry in self._store.list(chain_prefix(self._identity), after, limit=1):
+            found = place_of(entry.name)
+            if found is None:
+                raise ChainBroken(
+                    f"{entry.name} lies in the chain of {self._identity} and is no segment.",
+                    hint="Nothing but ingest may write below chain/; remove what does not belong.",
+                )
+            return found
+        return None
+
+    def _checked(self, place: int) -> SegmentInfo:
+        """The segment at `place`, read whole, with its hash and its link to the one before."""
+        try:
+            info = self._read_whole(place)
+            before = self._trailer(place - 1) if place > 1 else None
+        except ObjectMissing as error:
+            raise SegmentLost(
+                f"The chain of {self._identity} has lost {error.name}.",
+                hint="Bring it back from a copy of the store.",
+            ) from None
+        check_follows(before, info)
+        return info
+
+    def _read_whole(self, place: int) -> SegmentInfo:
+        info = verify_segment(self._store.get(chain_name(self._identity, place)))
+        if info.place != place or info.identity_hash != self._identity.hash:
+            raise ChainBroken(
+                f"The object at place {place} of {self._identity} is a segment of another place.",
+                hint="It was copied or moved. Bring the right one back from a copy of the store.",
+            )
+        return info
+
+    def _trailer(self, place: int) -> SegmentInfo:
+        return parse_trailer(self._store.get_tail(chain_name(self._identity, place), TRAILER_BYTES))
+
+    def find_key(self, generation: bytes, offered: bytes) -> StoredKey:
+        """Compare the stored key object of a generation with the one that the agent has."""
+        try:
+            stored = self._store.get(key_name(self._identity, generation))
+        except ObjectMissing:
+            return StoredKey.MISSING
+        return compare_key(stored, offered)
+
+    def make_key(self, generation: bytes, offered: bytes) -> StoredKey:
+        """Create the key object; SAME if it is there now with this content, else OTHER."""
+        name = key_name(self._identity, generation)
+        if self._store.put_if_absent(name, offered) is Created.CREATED:
+            failpoint("key_after_create_before_segment")
+            return StoredKey.SAME
+        return self.find_key(generation, offered)
+
+    def claim(self) -> SegmentInfo:
+        """Create an epoch segment at the chain's end; returns it. Fences every older writer.
+
+        What a predecessor appended meanwhile is read and stays: it is true data.
+        """
+        for _ in range(_CLAIMS_MAX):
+            wanted, data = self._epoch_segment()
+            failpoint("epoch_after_build_before_create")
+            if self._create(wanted.place, data):
+                failpoint("epoch_after_create_before_welcome")
+                self._end, self._epoch = wanted, wanted.epoch
+                return wanted
+            self.find_end(wanted.place)
+        raise Fenced(f"Other writers of {self._identity} claimed it {_CLAIMS_MAX} times before us.")
+
+    def _epoch_segment(self) -> tuple[SegmentInfo, bytes]:
+        end = self._end
+        data, info = build_segment(
+            SegmentInfo(
+                kind=KIND_EPOCH,
+                place=end.place + 1 if end else 1,
+                epoch=end.epoch + 1 if end else 1,
+                previous=end.hash if end else bytes(32),
+                identity_hash=self._identity.hash,
+                generation=end.generation if end else NO_GENERATION,
+                writer=self._writer,
+                first_seq=end.last_seq + 1 if end else 1,
+                last_seq=end.last_seq if end else 0,
+                time_newest=end.time_newest if end else 0,
+                committed_at=self._committed_at(),
+                record_hash=end.record_hash if end else bytes(32),
+                state=end.state if end else 0,
+            ),
+            (),
+        )
+        return info, data
+
+    def append(self, batch: Batch) -> SegmentInfo:
+        """Make the batch's frames the next segment; durable when this returns.
+
+        Raises Fenced for good once a newer epoch is found, StoreError where the store failed (the
+        frames must be sent again, to whoever claims next).
+        """
+        if self._fenced is not None:
+            raise self._fenced
+        assert self._end is not None, "append before claim"
+        first, last = batch.frames[0].header, batch.frames[-1].header
+        data, info = build_segment(
+            SegmentInfo(
+                kind=KIND_DATA,
+                place=self._end.place + 1,
+                epoch=self._epoch,
+                previous=self._end.hash,
+                identity_hash=self._identity.hash,
+                generation=first.generation,
+                writer=self._writer,
+                first_seq=first.first_seq,
+                last_seq=last.last_seq,
+                time_newest=last.time_last,
+                committed_at=self._committed_at(),
+                record_hash=last.record_hash,
+                state=last.state,
+            ),
+            batch.frames,
+        )
+        check_follows(self._end, info)
+        failpoint("segment_after_build_before_create")
+        if not self._create(info.place, data):
+            raise self._why_taken(info.place)
+        failpoint("segment_after_create_before_stored")
+        self._end = info
+        return info
+
+    def _create(self, place: int, data: bytes) -> bool:
+        """Whether the object at `place` is ours: made now, or by an earlier try of this writer."""
+        name = chain_name(self._identity, place)
+        if self._store.put_if_absent(name, data) is Created.CREATED:
+            return True
+        return self._store.get(name) == data
+
+    def _why_taken(self, place: int) -> HoldfastError:
+        """Our next place is taken: by a newer epoch, or by what should not exist."""
+        try:
+            other = self._read_whole(place)
+        except WireError as error:
+            return ChainBroken(
+                f"Place {place} of {self._identity} is taken by something else: {error.message}",
+                hint="Nothing but ingest may write below chain/; remove what does not belong.",
+            )
+        if other.epoch > self._epoch:
+            self._fenced = Fenced(
+                f"A newer writer has claimed {self._identity} with epoch {other.epoch}; "
+                f"ours was {self._epoch}.",
+                hint="If this repeats, two agents may have the same identity.",
+            )
+            return self._fenced
+        return ChainBroken(
+            f"Place {place} of {self._identity} was written with epoch {other.epoch} "
+            f"after epoch {self._epoch} was claimed.",
+            hint="The store broke its promise to create an object once. Check its health.",
+        )
+
+    def _committed_at(self) -> int:
+        """Now, but never before the segment that it follows."""
+        return max(self._wall_ns(), self._end.committed_at if self._end else 0)
