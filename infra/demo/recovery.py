@@ -54,7 +54,7 @@ class Safe:
         began = time.monotonic()
         where = ("--group", GROUP, "--at", selector, "--output", folder, "--json")
         said = json_output(self._command("export", *where), seconds=120)
-        images = sorted(folder.rglob("*.raw")) or sorted(folder.rglob("*.img"))
+        images = sorted(folder.rglob("*.raw"))
         if len(images) != 1:
             raise DemoFailed(f"The export wrote {len(images)} images instead of one.")
         return Exported(images[0], said, time.monotonic() - began)
@@ -84,7 +84,7 @@ def _first_object(process: Process) -> dict[str, Any]:
 
 def _uri(said: dict[str, Any]) -> str:
     for disk in said["disks"]:
-        if disk.get("disk", disk.get("name")) == DISK:
+        if disk["name"] == DISK:
             return str(disk["uri"])
     raise DemoFailed(f"restore serve does not name the disk: {said}")
 

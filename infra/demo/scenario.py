@@ -150,11 +150,9 @@ class Demonstration:
 
     def _await_sync(self) -> None:
         with self.report.step("Wait for the end of the initial sync, while it works"):
-            now = self.site.wait_protected(
-                lambda now: self.report.progress(f"{now['state']}: {now.get('sync')}")
-            )
+            now = self.site.wait_protected(lambda now: self.report.progress(_sync_progress(now)))
             self.report.say(f"Protected; {self.acknowledged.last} commits so far")
-            self.report.facts["status"] = now
+            self.report.facts["tap"] = (now["tap"] or {}).get("engine")
 
     def _make_checkpoints(self) -> None:
         with self.report.step("Make checkpoints while it works"):
@@ -348,6 +346,14 @@ class Demonstration:
             served.process.stop()
             unchanged = folder_digest(self.bucket)[2] == self.bucket_digest
             self.report.check("recovering wrote nothing into the bucket", unchanged)
+
+
+def _sync_progress(status: dict[str, Any]) -> str:
+    sync = status["sync"]
+    if not sync or not sync["total_bytes"]:
+        return str(status["state"])
+    done = sync["total_bytes"] - sync["remaining_bytes"]
+    return f"{done / 1e6:.0f} of {sync['total_bytes'] / 1e6:.0f} MB"
 
 
 def _rfc3339(nanoseconds: int) -> str:

@@ -57,6 +57,9 @@ class Site:
         self.disk = disk
         self.setup = DevSetup(folder, tenant=TENANT, group=GROUP, port=free_port(), store=store)
         write_dev_setup(self.setup, datetime.now(UTC))
+        # We start the tap ourselves, so that we know all that has to end.
+        agent_toml = self.setup.path("agent.toml")
+        agent_toml.write_text(agent_toml.read_text().replace("autostart = true\n", ""))
         self.ingest: Process | None = None
         self.tap: Process | None = None
         self.agent: Process | None = None
@@ -116,17 +119,14 @@ class Site:
 
     def attach(self) -> str:
         """Protect the disk; the NBD URI that its machine uses."""
-        done = run(self.agent_command("attach", GROUP, DISK, "--disk", self.disk))
-        for word in done.stdout.split():
-            if word.startswith("nbd"):
-                return word
-        raise DemoFailed(f"attach printed no NBD URI: {done.stdout.strip()!r}")
+        argv = self.agent_command("attach", GROUP, DISK, "--disk", self.disk, "--json")
+        return str(json_output(argv)["uri"])
 
     def status(self) -> dict[str, Any]:
         """What the agent says of the group."""
         content = json_output(self.agent_command("status", "--json"))
         for group in content["groups"]:
-            if group.get("group", group.get("name")) == GROUP:
+            if group["group"] == GROUP:
                 return dict(group)
         raise DemoFailed(f"status does not name the group: {content}")
 

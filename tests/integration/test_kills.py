@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,33 +100,60 @@ def test_a_killed_tap_comes_back_and_the_journal_follows(place: Place) -> None:
     assert place.export("latest-write") == source
 
 
+@dataclass
+class Claims:
+    """What was written when, and what the status claimed meanwhile."""
+
+    acknowledged_at: list[float] = field(default_factory=list)
+    stored: int = 0
+    safe_until: float = 0.0
+
+    def observe(self, status: dict[str, Any], asked_at: float, base: int) -> None:
+        """Keep the boldest claims: so much is stored, all before that instant is safe."""
+        self.stored = max(self.stored, int(status["stored"]) - base)
+        if status["rpo_seconds"] is not None:
+            self.safe_until = max(self.safe_until, asked_at - float(status["rpo_seconds"]))
+
+    @property
+    def safe(self) -> int:
+        """How many writes were acknowledged before the instant that was called safe."""
+        return bisect.bisect_left(self.acknowledged_at, self.safe_until)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.slow
-@pytest.mark.invariant("I2", "I4")
-def test_everything_killed_at_once_leaves_a_prefix(place: Place) -> None:
+@pytest.mark.invariant("I2", "I4", "I11")
+def test_everything_killed_at_once_leaves_a_prefix_as_new_as_the_rpo_said(place: Place) -> None:
     """The site dies in mid-write: what is stored is what was written up to one moment."""
     uri = place.protect()
-    base = place.head()
-    written = 0
-    deadline = time.monotonic() + 6
-    stored = 0
-    with NbdClient(uri) as client:
-        while time.monotonic() < deadline:
-            written += 1
+    base, claims = place.head(), Claims()
+    with NbdClient(uri) as client, ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(_watch, place, base, claims, 6.0)
+        while not watching.done():
+            written = len(claims.acknowledged_at) + 1
             client.write((written % 1000) * 4096, written.to_bytes(8, "little") * 512)
-            if written % 500 == 0:
-                stored = int(place.site.status()["stored"]) - base
-    for process in (place.site.ingest, place.site.agent, place.site.tap):
-        place.kill(process)
+            claims.acknowledged_at.append(time.monotonic())
+            time.sleep(0.0005)
+        watching.result()
+        for process in (place.site.ingest, place.site.agent, place.site.tap):
+            place.kill(process)
     place.site.delete()
     image = place.export("latest-write")
     cut = _cut_of(image)
     assert cut is not None
-    assert stored <= cut <= written
-    assert stored > 0
-    # The control: the same image with two turns exchanged is no prefix of anything.
+    assert 0 < claims.stored <= cut <= len(claims.acknowledged_at)
+    assert 0 < claims.safe <= cut
+    # The controls: a claim that everything was safe would have been found out, and the same
+    # image with two turns exchanged is no prefix of anything.
+    assert cut < len(claims.acknowledged_at)
     first, second = image[4096:8192], image[8192:12288]
     assert _cut_of(image[:4096] + second + first + image[12288:]) is None
+
+
+def _watch(place: Place, base: int, claims: Claims, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (now := time.monotonic()) < end:
+        claims.observe(place.site.status(), now, base)
 
 
 def _cut_of(image: bytes) -> int | None:
