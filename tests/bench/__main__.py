@@ -27,9 +27,13 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measure every figure.")
-    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="all of them by default")
+    parser.add_argument("names", nargs="*", help=f"{', '.join(BENCHES)}; all of them by default")
     parser.add_argument("--output", type=Path, help="write the results to this file, as JSON")
-    return parser.parse_args()
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in BENCHES]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]}; there are {', '.join(BENCHES)}")
+    return given
 
 
 def conditions() -> dict[str, object]:
