@@ -1,0 +1,1 @@
+"""Ingest as a real process: real TLS, a real store, and agents that do right or wrong."""
