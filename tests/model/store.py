@@ -51,11 +51,17 @@ class MemoryStore:
         return len(self.get(name))
 
     def list(
-        self, prefix: str, start_after: str = "", limit: int | None = None
+        self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
-        """Names in order."""
-        names = sorted(n for n in self.objects if n.startswith(prefix) and n > start_after)
-        yield from (Listed(name, len(self.objects[name])) for name in names[:limit])
+        """Names of a folder in order."""
+        names = sorted(n for n in self.objects if n.rpartition("/")[0] + "/" == folder)
+        after = [name for name in names if name > start_after]
+        yield from (Listed(name, len(self.objects[name])) for name in after[:limit])
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Folders of a folder in order."""
+        below = (n[len(folder) :] for n in self.objects if n.startswith(folder))
+        yield from sorted({f"{folder}{n.split('/')[0]}/" for n in below if "/" in n})
 
     def delete(self, name: str) -> None:
         """Remove it."""

@@ -310,5 +310,6 @@ def _cut(journal: Journal, statement: Statement) -> JournalDamaged | None:
     return JournalCut(
         place + 1,
         f"The journal of {journal.identity} ends at place {place}, but sequence {statement.seq}"
-        f" of generation {statement.generation} was stated to be stored: its newest segments were lost.",
+        f" of generation {statement.generation} was stated to be stored:"
+        " its newest segments were lost.",
     )

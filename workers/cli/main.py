@@ -1,0 +1,86 @@
+"""`holdfast`: ingest, restore and keys from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from host_agent.wire.errors import HoldfastError
+from workers.cli.keys import keys_app
+from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
+from workers.cli.restore import restore_app
+
+app = typer.Typer(
+    name="holdfast",
+    help="Every write journalled, any moment brought back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(restore_app, name="restore")
+app.add_typer(keys_app, name="keys")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Every write journalled, any moment brought back."""
+
+
+@app.command()
+def ingest(
+    config: Annotated[Path, typer.Option(help="The configuration file, TOML.")],
+) -> None:
+    """Receive a tenant's streams and keep them in its journal."""
+    # Restores must not wait for what only the server needs.
+    from workers.ingest.command import run_ingest
+
+    raise typer.Exit(run_ingest(config) or 0)
+
+
+class InternalError(HoldfastError):
+    """Something that should not be possible."""
+
+    code = "internal"
+
+
+def main() -> None:
+    """Run the command; end with 0, 1 (a named error), 2 (usage) or 130 (interrupted)."""
+    as_json = "--json" in sys.argv
+    try:
+        app()
+    except HoldfastError as error:
+        print_error(error, as_json=as_json)
+        sys.exit(EXIT_FAILED)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("HOLDFAST_DEBUG"):
+            raise
+        print_error(
+            InternalError(
+                f"Something went wrong inside: {type(error).__name__}: {error}.",
+                hint="Run it again with HOLDFAST_DEBUG=1 and report what it shows.",
+            ),
+            as_json=as_json,
+        )
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

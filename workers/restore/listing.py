@@ -1,0 +1,128 @@
+"""What a journal offers: its disks, its checkpoints, its history, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.journal.errors import SelectorError
+from workers.journal.points import Point, list_points, resolve
+from workers.journal.reader import Journal
+from workers.journal.selectors import format_time
+from workers.journal.timeline import Checkpoint, Generation
+
+
+@dataclass(frozen=True)
+class History:
+    """A stretch of moments without a gap: from one sequence to another of a generation."""
+
+    generation: str
+    first_seq: int
+    last_seq: int
+    first_time: int
+    last_time: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One stream. Times in nanoseconds UTC."""
+
+    journal: Journal
+    state: str
+    newest: Point | None
+    disks: list[tuple[str, int]]
+    checkpoints: list[Checkpoint]
+    history: list[History]
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        journal, newest = self.journal, self.newest
+        return {
+            "group": journal.identity.group,
+            "host": journal.identity.host,
+            "state": self.state,
+            "segments": journal.segments,
+            "records": journal.rows,
+            "newest": newest.as_dict() if newest else None,
+            "disks": [{"name": name, "size": size} for name, size in self.disks],
+            "checkpoints": [_checkpoint(journal, c) for c in self.checkpoints],
+            "history": [
+                {
+                    "generation": stretch.generation,
+                    "first_seq": stretch.first_seq,
+                    "last_seq": stretch.last_seq,
+                    "first_time": format_time(stretch.first_time),
+                    "last_time": format_time(stretch.last_time),
+                }
+                for stretch in self.history
+            ],
+            "damage": journal.damage.as_dict() if journal.damage else None,
+        }
+
+
+def _checkpoint(journal: Journal, checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "id": checkpoint.id,
+        "time": format_time(checkpoint.time),
+        "kind": checkpoint.kind,
+        "tag": checkpoint.tag,
+        "generation": journal.timeline.generations[checkpoint.generation].hex,
+        "seq": checkpoint.seq,
+    }
+
+
+def summarise(journal: Journal) -> Listing:
+    """What the journal offers, its damage included."""
+    newest = _newest(journal)
+    disks: list[tuple[str, int]] = []
+    if newest is not None:
+        names = journal.timeline.disk_names
+        sizes = journal.timeline.disks_at(newest.row)
+        disks = [(names[disk], size) for disk, size in sorted(sizes.items())]
+    return Listing(journal, _state(journal), newest, disks, list_points(journal), _history(journal))
+
+
+def _newest(journal: Journal) -> Point | None:
+    # Damage is told apart; here it must not hide what is left.
+    damage, journal.damage = journal.damage, None
+    try:
+        return resolve(journal, "latest-write")
+    except SelectorError:
+        return None
+    finally:
+        journal.damage = damage
+
+
+def _state(journal: Journal) -> str:
+    """`damaged`, `empty`, `syncing`, or what ingest stated last; `unknown` without a statement."""
+    if journal.damage is not None:
+        return "damaged"
+    generations = journal.timeline.generations
+    if not generations:
+        return "empty"
+    if generations[-1].open_sync is not None:
+        return "syncing"
+    return journal.statement.state if journal.statement is not None else "unknown"
+
+
+def _history(journal: Journal) -> list[History]:
+    found: list[History] = []
+    for generation in journal.timeline.generations:
+        first = 0
+        for sync in generation.syncs:
+            if first:
+                _add(found, journal, generation, (first, min(sync.begin - 1, sync.last_good)))
+            first = sync.end or 0
+        if first:
+            _add(found, journal, generation, (first, generation.last_seq))
+    return found
+
+
+def _add(
+    found: list[History], journal: Journal, generation: Generation, span: tuple[int, int]
+) -> None:
+    first, last = span
+    if first > last:
+        return
+    times = journal.column("time")
+    ends = int(times[generation.row(first)]), int(times[generation.row(last)])
+    found.append(History(generation.hex, first, last, *ends))

@@ -1,0 +1,138 @@
+"""A tap of one's own: started for one restore, and ended with it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from workers.restore.errors import TapFailed, TapMissing, target_error
+from workers.restore.tap_client import TapChannel
+
+_START_SECONDS = 10.0
+_STOP_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+#: Longest path of a Unix socket, and what the tap appends to its run directory.
+_SOCKET_PATH_MAX = 107
+_SOCKET_NAME_ROOM = 40
+
+
+def find_tap() -> Path:
+    """The program: HOLDFAST_TAP, beside the interpreter, or on PATH; TapMissing."""
+    named = os.environ.get("HOLDFAST_TAP")
+    candidates = [named] if named else [str(Path(sys.executable).parent / "holdfast-tap")]
+    if not named and (on_path := shutil.which("holdfast-tap")):
+        candidates.append(on_path)
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and Path(candidate).is_file():
+            return Path(candidate)
+    raise TapMissing(
+        f"{named} is no program." if named else "The program holdfast-tap cannot be found.",
+        hint="Install holdfast-agent for this platform, or set HOLDFAST_TAP to the program's path.",
+    )
+
+
+def _die_with_parent(libc: ctypes.CDLL) -> None:
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class TapProcess:
+    """`holdfast-tap` in a directory of its own. Use as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` gets the sockets, the tap's state and its log."""
+        self.directory = directory.absolute()
+        self._run = self.directory / "run"
+        self._log = self.directory / "tap.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.control: TapChannel | None = None
+
+    def __enter__(self) -> TapProcess:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        binary = find_tap()
+        state = self.directory / "state"
+        if len(str(self._run)) + _SOCKET_NAME_ROOM > _SOCKET_PATH_MAX:
+            raise TapFailed(
+                f"{self.directory} is too long a path for sockets.",
+                hint="Name a --socket-dir with a shorter path (at most 60 characters).",
+            )
+        try:
+            for folder in (self.directory, self._run, state):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            output = self._log.open("wb")
+        except OSError as error:
+            raise target_error(self.directory, "used", error) from error
+        libc = ctypes.CDLL(None)
+        with output:
+            # Of its own session: Ctrl-C reaches us alone, and we end it in order. If we are killed,
+            # so is it.
+            self._process = subprocess.Popen(
+                [str(binary), "--run-dir", str(self._run), "--state-dir", str(state)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: _die_with_parent(libc),
+            )
+        self.control = self._connect()
+        self.control.call("hello", {"version": 1})
+
+    def _connect(self) -> TapChannel:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            self.check()
+            with contextlib.suppress(TapFailed):
+                return TapChannel(self._run / "tap.sock")
+            if time.monotonic() > deadline:
+                raise TapFailed(f"The tap does not answer: {self.log_end()}")
+            time.sleep(0.01)
+
+    def check(self) -> None:
+        """Raise TapFailed if the tap has ended."""
+        if self._process is not None and (status := self._process.poll()) is not None:
+            raise TapFailed(f"The tap ended with status {status}: {self.log_end()}")
+
+    def log_end(self) -> str:
+        """The last that the tap said."""
+        try:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it said nothing."
+
+    def stop(self) -> None:
+        """End the tap in order, and by force if it does not end."""
+        if self.control is not None:
+            with contextlib.suppress(TapFailed):
+                self.control.post("stop")
+        process = self._process
+        if process is not None:
+            try:
+                process.wait(_STOP_SECONDS if self.control is not None else 0.1)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                try:
+                    process.wait(_STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            self._process = None
+        if self.control is not None:
+            self.control.close()
+            self.control = None
