@@ -102,7 +102,6 @@ def _situation(group: Group, rpo: float | None, now: float) -> Situation:
         state=ring.state.state if ring else State.NONE,
         head=ring.state.head if ring else stored,
         sent=connection.ledger.sent if connection else stored,
-        received=connection.ledger.received if connection else stored,
         stored=stored,
         rpo_seconds=rpo,
         commit_seconds=group.config.commit_seconds,

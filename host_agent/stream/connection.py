@@ -19,7 +19,7 @@ from host_agent.stream.pace import frame_bytes
 from host_agent.stream.parts import OpenRing, Shared
 from host_agent.stream.ports import Link
 from host_agent.stream.prepare import Prepared, Preparer
-from host_agent.stream.signals import Signal
+from host_agent.stream.signals import Signal, run_together
 from host_agent.stream.syncing import SyncDriver
 from host_agent.wire.errors import WireError
 from host_agent.wire.message import (
@@ -73,7 +73,8 @@ class Connection:
         self._to_free: Freed | None = None
         self._urgent = 0
         self._behind = False
-        self._probing: asyncio.Task[None] | None = None
+        self._asked: int | None = None
+        self._probes = Signal()
         self._sync = SyncDriver(ring, shared, lambda: ledger.sent)
 
     @property
@@ -84,12 +85,14 @@ class Connection:
     async def run(self) -> None:
         """Work until the connection ends; raises what ended it."""
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._prepare_frames())
-                group.create_task(self._send_all())
-                group.create_task(self._listen(group))
-                group.create_task(self._free_stored())
-                group.create_task(self._sync.run())
+            await run_together(
+                self._prepare_frames(),
+                self._send_all(),
+                self._listen(),
+                self._answer_probes(),
+                self._free_stored(),
+                self._sync.run(),
+            )
         finally:
             await self._link.close()
 
@@ -233,8 +236,7 @@ class Connection:
 
     # --- listening
 
-    async def _listen(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
+    async def _listen(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._settings.silence_seconds):
@@ -280,10 +282,18 @@ class Connection:
     # --- what the tap says
 
     def _probe(self, number: int) -> None:
-        if self._probing is not None and not self._probing.done():
-            self._probing.cancel()
+        if self._asked is not None:
             self._figures.counters.probes_dropped += 1
-        self._probing = self._group.create_task(self._answer_probe(number))
+        self._asked = number
+        self._probes.notify()
+
+    async def _answer_probes(self) -> None:
+        while True:
+            if self._asked is None:
+                await self._probes.wait()
+                continue
+            number, self._asked = self._asked, None
+            await self._answer_probe(number)
 
     async def _answer_probe(self, number: int) -> None:
         asked_at = self._means.clock.monotonic()

@@ -36,7 +36,10 @@ class Freed:
 
 
 class Ledger:
-    """Frames in flight on one connection, of one epoch and generation."""
+    """Frames in flight on one connection, of one epoch and generation.
+
+    `window`: bytes on the wire that ingest takes without having stored them.
+    """
 
     def __init__(self, epoch: int, generation: bytes, stored: int, window: int) -> None:
         self.epoch = epoch
@@ -47,14 +50,7 @@ class Ledger:
         self._generation = generation.hex()
         self._window = window
         self._frames: deque[Sent] = deque()
-        self._unreceived: deque[tuple[int, int]] = deque()
-        self._unreceived_bytes = 0
         self._unstored_bytes = 0
-
-    @property
-    def unreceived_bytes(self) -> int:
-        """Bytes on the wire that ingest has not confirmed to have in memory."""
-        return self._unreceived_bytes
 
     @property
     def unstored_bytes(self) -> int:
@@ -65,24 +61,23 @@ class Ledger:
         """Whether a frame of `size` bytes may leave now. One frame always may."""
         if len(self._frames) >= FRAMES_MAX:
             return False
-        return not self._unreceived or self._unreceived_bytes + size <= self._window
+        return not self._frames or self._unstored_bytes + size <= self._window
 
     def add(self, frame: Sent) -> None:
         """A frame is about to leave."""
         assert frame.last_seq > self.sent, "frames leave in order"
         self.sent = frame.last_seq
         self._frames.append(frame)
-        self._unreceived.append((frame.last_seq, frame.size))
-        self._unreceived_bytes += frame.size
         self._unstored_bytes += frame.size
 
     def on_received(self, seq: int) -> None:
-        """Ingest has everything up to `seq` in memory; WireError if it was never sent."""
+        """Ingest has everything up to `seq` in memory; WireError if it was never sent.
+
+        Only now and then, and for diagnosis alone: ingest may still lose it.
+        """
         if seq > self.sent:
             raise WireError(f"Ingest received {seq}, but only {self.sent} was sent.")
         self.received = max(self.received, seq)
-        while self._unreceived and self._unreceived[0][0] <= seq:
-            self._unreceived_bytes -= self._unreceived.popleft()[1]
 
     def on_stored(self, message: Stored) -> tuple[Freed | None, list[Sent]]:
         """The store has everything up to the message's `seq`.

@@ -221,7 +221,6 @@ class Situation:
     state: State
     head: int
     sent: int
-    received: int
     stored: int
     rpo_seconds: float | None
     commit_seconds: float
@@ -249,9 +248,10 @@ def blame(s: Situation) -> str | None:
         return None
     if s.head > s.sent:
         return _blame_sending(s.waits)
-    if s.sent > s.received:
-        return "network"
-    return "store" if s.received > s.stored else None
+    if s.sent <= s.stored:
+        return None
+    # What left is with the line until the line is free again, and with ingest and its store then.
+    return "network" if s.waits.get("network", 0.0) >= _BLAME_SHARE else "store"
 
 
 def _blame_connection(failure: str | None) -> str:

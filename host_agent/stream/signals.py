@@ -1,8 +1,28 @@
-"""A wake-up for coroutines that look again at what they wait for."""
+"""How coroutines of a stream wake each other, and end together."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def run_together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends; then end the others. Raises what the first to fail raised.
+
+    Not a TaskGroup: one that fails while it is cancelled swallows the cancellation.
+    """
+    tasks = [asyncio.create_task(one) for one in work]
+    done: set[asyncio.Task[None]] = set()
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in sorted(tasks, key=lambda task: task not in done):
+        if not task.cancelled():
+            task.result()
 
 
 class Signal:

@@ -19,7 +19,7 @@ from host_agent.stream.parts import Buckets, Figures, Means, OpenRing, Shared, S
 from host_agent.stream.ports import ConnectTap, Dial, Keys, Link, RingOpened, Tap, TapState
 from host_agent.stream.ring import RingFile
 from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
-from host_agent.stream.signals import Signal
+from host_agent.stream.signals import Signal, run_together
 from host_agent.wire.errors import HoldfastError
 
 #: Nobody tells the agent of a disk that is attached without it; it looks this often.
@@ -174,7 +174,7 @@ class Stream:
         self.figures.tally.on_ring(ring.generation, opened.freed, opened.head)
         self.ring = ring
         try:
-            await self._with_ring(ring)
+            await run_together(self._watch(ring), self._connections(ring))
         finally:
             self.ring = None
             self.figures.recovery.forget()
@@ -197,20 +197,6 @@ class Stream:
         return OpenRing(
             tap, file, opened, key, state, opened.freed, opened.anchor, opened.anchor_hash
         )
-
-    async def _with_ring(self, ring: OpenRing) -> None:
-        """Until the ring must be opened again; raises why, if that is not decided yet."""
-        watch = asyncio.create_task(self._watch(ring))
-        work = asyncio.create_task(self._connections(ring))
-        try:
-            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (watch, work):
-                task.cancel()
-            results = await asyncio.gather(watch, work, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
 
     async def _watch(self, ring: OpenRing) -> None:
         """Follow the tap's head and state by long polls; idle, it costs one every ten seconds."""
@@ -266,8 +252,6 @@ class Stream:
             self.connection, self.phase, self.failure = connection, "streaming", None
             self._repeat_wish(ring, connection)
             await connection.run()
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
         finally:
             self.connection, self.epoch = None, None
             self._stored_changed.notify()
@@ -315,17 +299,3 @@ class Stream:
         if self.connection is not None:
             self.connection.finish(why)
         self._nudge.notify()
-
-
-def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended a connection: a defect before any error, else the first error."""
-    found: list[BaseException] = []
-    pending: list[BaseException] = [errors]
-    while pending:
-        one = pending.pop(0)
-        if isinstance(one, BaseExceptionGroup):
-            pending.extend(one.exceptions)
-        else:
-            found.append(one)
-    defects = [one for one in found if not isinstance(one, HoldfastError)]
-    return (defects or found)[0]
