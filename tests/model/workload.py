@@ -140,13 +140,24 @@ class Workload:
         for _ in range(self.rng.randrange(1, 4)):
             name = self.rng.choice(self.names)
             sector, count = self._range(name)
+            if self.rng.random() < 0.4:
+                # Recorded just before the read began: the block must win.
+                recorded = self.writers[name].write(sector, count)
+                builder.write(self.names.index(name), sector * SECTOR, recorded)
             position = builder.model.seq
             data = self.writers[name].write(sector, count)
             if self.rng.random() < 0.6:
                 self._request()
-            builder.sync(self.names.index(name), sector * SECTOR, data, position)
+            self._read_block(self.names.index(name), sector * SECTOR, data, position)
             self._cut()
         builder.end()
+
+    def _read_block(self, disk: int, offset: int, data: bytes, position: int) -> None:
+        """What a sync found there: data, or a hole that was made while nothing was recorded."""
+        if self.rng.random() < 0.25:
+            self.builder.record(Event(SYNC_ZERO, disk, offset, len(data), aux=position))
+        else:
+            self.builder.sync(disk, offset, data, position)
 
     def _resize(self) -> None:
         name = self.rng.choice(self.names)
