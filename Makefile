@@ -104,9 +104,9 @@ soak: deps venv tap  ## the tests that take hours
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
 
 .PHONY: fuzz
-fuzz: venv  ## fuzz the decoders, a minute each; ARGS for the fuzzer
-	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/fuzz.lock >&2
-	$(BIN)/python -m tests.fuzz $(ARGS)
+fuzz: venv  ## fuzz the decoders for a minute, guided by coverage; ARGS for libFuzzer
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/fuzz.lock >&2
+	$(BIN)/python -m tests.wire.fuzz_frame -max_total_time=60 $(ARGS)
 
 .PHONY: locks
 locks: venv  ## resolve the dependencies anew and write the locks
