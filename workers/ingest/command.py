@@ -18,6 +18,7 @@ from workers.ingest.config import IngestConfig, load_config
 from workers.ingest.decide import Rules
 from workers.ingest.errors import BadConfig
 from workers.ingest.log import Log
+from workers.ingest.memory import return_memory, reuse_memory
 from workers.ingest.ports import SystemClock, ThreadOffload, system_token
 from workers.ingest.rpo import Moment
 from workers.ingest.server import Server
@@ -34,6 +35,9 @@ _STORE_THREADS = 4
 _THREAD_NAME = "store"
 #: How long a request under way may take at the end of the process.
 _LEAVE_SECONDS_MAX = 0.5
+#: After so long with less than this held, what a burst used goes back to the system.
+_TIDY_SECONDS = 10.0
+_BUSY_BYTES = 16 * 1024 * 1024
 
 
 def run_ingest(config_path: Path) -> int:
@@ -43,6 +47,7 @@ def run_ingest(config_path: Path) -> int:
     certificates, a store that is away or cannot keep a journal, an address that is taken.
     """
     config = load_config(config_path)
+    reuse_memory()
     context = server_context(config.tls)
     stopping = threading.Event()
     store = open_store(
@@ -111,7 +116,7 @@ class _Process:
         await self._tools.offload(self._asof.load)
         host, port = self._start_listening()
         status = await self._start_status()
-        stating = asyncio.create_task(self._state())
+        beside = [asyncio.create_task(self._state()), asyncio.create_task(self._tidy())]
         self._tools.log.info(
             "listening",
             address=f"{host}:{port}",
@@ -121,7 +126,8 @@ class _Process:
         )
         await stop.wait()
         self._tools.log.info("stopping", sessions=len(self._server.sessions))
-        stating.cancel()
+        for task in beside:
+            task.cancel()
         await self._server.stop()
         if status is not None:
             status.close()
@@ -166,6 +172,16 @@ class _Process:
                 except StoreError as error:
                     # Sessions meet the same store and end by it; the next statement says it all.
                     self._tools.log.warning("statement_failed", code=error.code, message=error)
+
+    async def _tidy(self) -> None:
+        """Give memory back once a burst is over."""
+        busy = False
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            budget = self._tools.budget
+            if busy and budget.held_max < _BUSY_BYTES:
+                return_memory()
+            busy, budget.held_max = budget.held_max >= _BUSY_BYTES, budget.held
 
     def _now(self) -> Moment:
         return Moment(self._tools.clock.monotonic(), self._tools.clock.wall_ns())
