@@ -36,7 +36,8 @@ class TokenBucket:
     def wait_seconds(self, now: float) -> float:
         """How long until something may be sent; 0 for now."""
         self._refill(now)
-        if self._rate is None or self._tokens >= 0:
+        # Less than a byte of debt is rounding; waiting for it would not end.
+        if self._rate is None or self._tokens > -1.0:
             return 0.0
         return -self._tokens / self._rate
 

@@ -100,7 +100,7 @@ class RingFile:
         crcs = np.ascontiguousarray(rows["crc"])
         runs = [
             self._read(length, self._place(start, length))
-            for start, length in _runs(rows["payload_pos"], lengths)
+            for start, length in _runs(rows["payload_pos"], lengths, self.header.payload_capacity)
         ]
         data = runs[0] if len(runs) == 1 else b"".join(runs)
         if google_crc32c.value(data) != crc.span_crc(crcs, lengths):
@@ -144,12 +144,14 @@ def _crc_of_valid(count: int) -> int:
     return int(shifted[0]) ^ _crc_of_valid(right)
 
 
-def _runs(positions: NDArray[Any], lengths: NDArray[Any]) -> list[tuple[int, int]]:
-    """(first byte, bytes) of each stretch of payloads that lie one after another."""
+def _runs(positions: NDArray[Any], lengths: NDArray[Any], capacity: int) -> list[tuple[int, int]]:
+    """(first byte, bytes) of each stretch of payloads that lie one after another in the file."""
     if not len(positions):
         return []
     ends = positions + lengths
-    firsts = np.concatenate([[0], np.flatnonzero(positions[1:] != ends[:-1]) + 1])
+    # One that ends exactly where the area does is followed by one at the area's beginning.
+    is_new = (positions[1:] != ends[:-1]) | (positions[1:] % np.uint64(capacity) == 0)
+    firsts = np.concatenate([[0], np.flatnonzero(is_new) + 1])
     lasts = np.concatenate([firsts[1:], [len(positions)]]) - 1
     starts, stops = positions[firsts].tolist(), ends[lasts].tolist()
     return [(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
