@@ -162,6 +162,16 @@ def test_any_changed_byte_of_an_entry_is_found() -> None:
         assert len(view.records(6, 17)) == 12
 
 
+def test_control_a_reader_that_skips_the_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = _ring()
+    view = _view(ring)
+    ring.data[ring.index_at + 5 * 64 + 16] ^= 0x80
+    spoiled = _view(ring)
+    monkeypatch.setattr("host_agent.wire.ring.crc32c", lambda data: 0)
+    monkeypatch.setattr("host_agent.wire.ring._sound_crc", lambda count: 0)
+    assert spoiled.records(1, 17)["offset"][4] != view.records(1, 17)["offset"][4]
+
+
 @given(batches(), st.data())
 @settings(max_examples=40, deadline=None)
 def test_damaged_batches_of_entries_are_found(batch: Batch, data: st.DataObject) -> None:
