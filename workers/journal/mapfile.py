@@ -132,8 +132,8 @@ class PointMap:
         for block in disk.blocks:
             if block.first < end and block.end > offset:
                 pieces = self.pieces(block)
-                first = int(np.searchsorted(pieces["start"], offset, "right"))
-                last = int(np.searchsorted(pieces["start"], end, "left"))
+                first = int(np.searchsorted(pieces["start"], np.uint64(offset), "right"))
+                last = int(np.searchsorted(pieces["start"], np.uint64(end), "left"))
                 found.append(_cut(pieces[max(0, first - 1) : last], offset, end))
         return np.concatenate(found) if found else np.empty(0, PIECE)
 

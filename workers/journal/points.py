@@ -35,6 +35,7 @@ from workers.journal.selectors import (
 from workers.journal.timeline import Checkpoint, Generation, SyncInterval
 
 _HINT_SHOWN = 3
+_TIME_MAX = (1 << 64) - 1
 _SCAN_ROWS = 4096
 
 
@@ -284,7 +285,8 @@ class _Finder:
         was_syncing = False
         for generation in reversed(self._generations):
             rows = times[generation.first_row : generation.first_row + generation.last_seq]
-            newest = int(np.searchsorted(rows, time, "right"))
+            # As the column's own type: a Python integer would be compared as a float.
+            newest = int(np.searchsorted(rows, np.uint64(min(time, _TIME_MAX)), "right"))
             seq = self._selectable_before(generation, newest) if newest else 0
             if not seq:
                 was_syncing = was_syncing or newest > 0

@@ -76,7 +76,7 @@ def _verify_segment(journal: Journal, place: int) -> tuple[int, int, list[Holdfa
     except (ObjectMissing, JournalDamaged, *DAMAGE) as error:
         return 0, 0, [damaged(journal.identity, place, error)]
     places = journal.frame_column("place")
-    first, end = np.searchsorted(places, [place, place + 1]).tolist()
+    first, end = np.searchsorted(places, np.array([place, place + 1], np.uint64)).tolist()
     for number in range(first, end):
         frame = journal.frame(number)
         sealed = data[frame.payload_offset : frame.payload_offset + frame.payload_sealed]

@@ -156,7 +156,7 @@ class Provider:
         stops = pieces["start"] + pieces["length"]
         at = offset
         while at < end:
-            row = int(np.searchsorted(stops, at, "right"))
+            row = int(np.searchsorted(stops, np.uint64(at), "right"))
             start = int(pieces["start"][row]) if row < len(pieces) else end
             if start - at >= ZERO_RUN_BYTES or start == end:
                 self._channel.call(
