@@ -200,6 +200,7 @@ class _Table:
         self._used: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
+        self._used.add(key)
         return key in self._content
 
     def keys(self) -> list[str]:
@@ -213,14 +214,13 @@ class _Table:
         )
 
     def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
-        self._used.add(key)
         value = self._content[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(key, f"must be {word}")
         return value
 
     def _need(self, key: str) -> None:
-        if key not in self._content:
+        if key not in self:
             raise self.wrong(key, "is missing", f"Add {self._prefix}{key}.")
 
     def table(self, key: str) -> _Table:
@@ -229,7 +229,7 @@ class _Table:
         return _Table(value, f"{self._prefix}{key}.", self.file_path)
 
     def text(self, key: str, default: str | None) -> str | None:
-        if key not in self._content:
+        if key not in self:
             return default
         value = self._take(key, str, "a text in quotes")
         if not value or "\0" in value:
@@ -251,7 +251,7 @@ class _Table:
             raise self.wrong(key, f"is {error.message}", error.hint) from None
 
     def number(self, key: str, low: float, high: float, default: float) -> float:
-        if key not in self._content:
+        if key not in self:
             return default
         value = float(self._take(key, (int, float), "a number"))
         if not low <= value <= high:
@@ -259,7 +259,7 @@ class _Table:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        if key not in self._content:
+        if key not in self:
             return default
         return bool(self._take(key, bool, "true or false"))
 

@@ -25,6 +25,7 @@ class StateDir:
         with _usable(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
+            (path / "groups").mkdir(mode=0o700, exist_ok=True)
 
     def lock(self) -> None:
         """Keep other agents away while this process lives; AgentRunning."""
@@ -50,7 +51,7 @@ class StateDir:
         """A group's own directory."""
         path = self.path / "groups" / name
         with _usable(path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
         return path
 
     def is_paused(self, group: str) -> bool:

@@ -1,0 +1,1 @@
+"""The agent: its configuration, its sockets, its commands, and whole hosts under faults."""
