@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -61,16 +62,13 @@ class Site:
     def attach(self, disk: Path) -> str:
         """Protect a raw file by the agent's command; the URI that its machine uses."""
         command = [_beside_python("holdfast-agent"), "attach", GROUP, disk.stem]
-        command += ["--disk", str(disk), "--config", str(self.directory / "agent.toml")]
+        command += ["--json", "--disk", str(disk), "--config", str(self.directory / "agent.toml")]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMMAND_SECONDS_MAX, check=False
         )
         if done.returncode != 0:
             raise BenchFailed(f"attach failed: {done.stdout}{done.stderr}\n{self.agent.log_end()}")
-        uris = [word for word in done.stdout.split() if word.startswith("nbd+unix:")]
-        if not uris:
-            raise BenchFailed(f"attach printed no URI: {done.stdout}")
-        return uris[0]
+        return str(json.loads(done.stdout)["uri"])
 
     def facts(self) -> Facts:
         """What the tap says of the stream now."""
