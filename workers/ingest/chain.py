@@ -34,6 +34,9 @@ from workers.storage.port import Created, ObjectStore
 #: Writers that claim one stream at the same moment each need one more attempt.
 _CLAIMS_MAX = 16
 
+#: The newest places that a claim looks at with one listing. A reader looks at all.
+_LOOK_BACK_PLACES = 500
+
 
 class Fenced(HoldfastError):
     """A writer with a newer epoch has taken the stream. This one stops for good."""
@@ -89,16 +92,27 @@ class ChainWriter:
         """The last place before an empty one after which a listing finds nothing."""
         while True:
             known = self._climb(known)
-            later = self._listed_after(known)
-            if later is None:
+            first = max(1, known - _LOOK_BACK_PLACES + 1)
+            listed = self._listed_from(first)
+            self._check_gaps(first, listed)
+            if not listed or listed[-1] <= known:
                 return known
-            if not self._exists(known + 1):
-                raise SegmentLost(
-                    f"The chain of {self._identity} has nothing at place {known + 1}, "
-                    f"but a segment at place {later}.",
-                    hint="An object was lost. Bring it back from a copy of the store; until then "
-                    "nothing is appended, and what lies before it can be restored.",
-                )
+            known = listed[-1]
+
+    def _check_gaps(self, first: int, listed: list[int]) -> None:
+        """Raise SegmentLost if a place is empty before one that is listed."""
+        expected = first
+        for place in listed:
+            while expected < place:
+                if not self._exists(expected):
+                    raise SegmentLost(
+                        f"The chain of {self._identity} has nothing at place {expected}, "
+                        f"but a segment at place {place}.",
+                        hint="An object was lost. Bring it back from a copy of the store; until "
+                        "then nothing is appended, and what lies before it can be restored.",
+                    )
+                expected += 1
+            expected = place + 1
 
     def _climb(self, known: int) -> int:
         """By doubling and halving: a place that exists, with none right after it."""
@@ -118,17 +132,21 @@ class ChainWriter:
             return False
         return True
 
-    def _listed_after(self, place: int) -> int | None:
-        after = chain_name(self._identity, place) if place else ""
-        for entry in self._store.list(chain_prefix(self._identity), after, limit=1):
-            found = place_of(entry.name)
-            if found is None:
+    def _listed_from(self, first: int) -> list[int]:
+        """Places from `first` on, as one page of a listing shows them."""
+        after = chain_name(self._identity, first - 1) if first > 1 else ""
+        places = []
+        for entry in self._store.list(
+            chain_prefix(self._identity), after, limit=_LOOK_BACK_PLACES + 1
+        ):
+            place = place_of(entry.name)
+            if place is None:
                 raise ChainBroken(
                     f"{entry.name} lies in the chain of {self._identity} and is no segment.",
                     hint="Nothing but ingest may write below chain/; remove what does not belong.",
                 )
-            return found
-        return None
+            places.append(place)
+        return places
 
     def _checked(self, place: int) -> SegmentInfo:
         """The segment at `place`, read whole, with its hash and its link to the one before."""
