@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Fault(Enum):
     BUSY_503 = "answer 503, nothing done"
     CONFLICT_409 = "answer 409, nothing done"
     FULL_507 = "answer 507, nothing done"
+    DENIED_403 = "answer 403, nothing done"
     CUT_ANSWER = "do it, send half of the answer's body"
 
 
@@ -37,6 +39,7 @@ class FaultyS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: deque[tuple[str, Fault]] = field(default_factory=deque)
     always: Fault | None = None
+    put_seconds: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     endpoint: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -91,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.service.put_seconds)
         if self._stopped_before():
             return
         written = self.service.put(self._key(), data, "If-None-Match" in self.headers)
@@ -130,7 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _stopped_before(self) -> bool:
         self.service.requests.append((self.command, self.path))
         self.fault = self.service.take_fault(self.command)
-        statuses = {Fault.BUSY_503: 503, Fault.CONFLICT_409: 409, Fault.FULL_507: 507}
+        statuses = {
+            Fault.BUSY_503: 503,
+            Fault.CONFLICT_409: 409,
+            Fault.FULL_507: 507,
+            Fault.DENIED_403: 403,
+        }
         if self.fault is Fault.LOST_REQUEST:
             self.close_connection = True
             return True

@@ -114,7 +114,7 @@ class LocalStore:
                     if error.errno in _NO_HARD_LINKS:
                         raise self._unsuitable(error) from error
                     raise
-            failpoint("object_after_link_before_directory_sync")
+                failpoint("object_after_link_before_directory_sync")
             self._sync_directories(target.parent)
             return Created.CREATED
         raise StoreUnavailable(f"{self.label} lost its unfinished files {_TRIES_MAX} times.")
