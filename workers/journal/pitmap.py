@@ -220,6 +220,8 @@ class _Plan:
             return slot, batch
         row = np.array([c.row for c in changes], np.uint64)
         position = row - np.uint64(stretch.generation.first_row) + np.uint64(1 + stretch.raised)
+        # The first BEGIN describes what lies under its generation: it loses to all of its records.
+        position -= row == np.uint64(stretch.generation.first_row)
         added = {
             "start": np.array([c.size or 0 for c in changes], np.uint64),
             "end": np.full(len(changes), limits.DISK_BYTES_MAX, np.uint64),
