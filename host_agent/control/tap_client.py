@@ -21,6 +21,8 @@ Fields = tapctl.Fields
 
 #: An answer to anything but `wait` takes at most this long, or the tap counts as gone.
 ANSWER_SECONDS = 10.0
+#: A `sync` reads from disks, which may be slow or busy with their guests.
+_SYNC_SECONDS = 120.0
 _CONNECT_SECONDS = 2.0
 _STATES = {state.name.lower(): state for state in State}
 
@@ -227,7 +229,7 @@ class TapStream:
 
     async def sync(self, limit: int) -> SyncStep:
         """Have up to `limit` bytes of disks read into the ring."""
-        answer = await self.channel.call("sync", bytes=limit)
+        answer = await self.channel.call("sync", seconds=_SYNC_SECONDS, bytes=limit)
         try:
             return SyncStep(
                 state=_state(answer["state"]),

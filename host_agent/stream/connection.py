@@ -22,6 +22,7 @@ from host_agent.stream.prepare import Prepared, Preparer
 from host_agent.stream.signals import Signal, run_together
 from host_agent.stream.syncing import SyncDriver
 from host_agent.wire.errors import WireError
+from host_agent.wire.limits import RECORD_PAYLOAD_BYTES_MAX
 from host_agent.wire.message import (
     Close,
     CommitNow,
@@ -139,7 +140,9 @@ class Connection:
     def _bounds(self) -> FrameLimits:
         rates = [b.rate for b in (self._buckets.replication, self._buckets.throttle) if b.rate]
         rate = min(rates) if rates else None
-        return FrameLimits(plain=frame_bytes(rate, self._settings.frame_bytes_max))
+        # Both parts of a frame may be as large as the payload in the worst case.
+        largest = max(RECORD_PAYLOAD_BYTES_MAX, self._ledger.terms.frame_bytes_max // 2)
+        return FrameLimits(plain=frame_bytes(rate, min(largest, self._settings.frame_bytes_max)))
 
     def _unsent(self) -> int:
         return self._ring.state.head - self._ledger.sent

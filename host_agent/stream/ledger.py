@@ -35,20 +35,26 @@ class Freed:
     anchor_hash: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What ingest stated in WELCOME. `window`: bytes on the wire that it takes unstored."""
+
+    epoch: int
+    window: int
+    frame_bytes_max: int
+
+
 class Ledger:
-    """Frames in flight on one connection, of one epoch and generation.
+    """Frames in flight on one connection, of one epoch and generation."""
 
-    `window`: bytes on the wire that ingest takes without having stored them.
-    """
-
-    def __init__(self, epoch: int, generation: bytes, stored: int, window: int) -> None:
-        self.epoch = epoch
+    def __init__(self, terms: Terms, generation: bytes, stored: int) -> None:
+        self.terms = terms
+        self.epoch = terms.epoch
         self.stored = stored
         self.received = stored
         self.sent = stored
         self.ignored = 0
         self._generation = generation.hex()
-        self._window = window
         self._frames: deque[Sent] = deque()
         self._unstored_bytes = 0
 
@@ -61,7 +67,7 @@ class Ledger:
         """Whether a frame of `size` bytes may leave now. One frame always may."""
         if len(self._frames) >= FRAMES_MAX:
             return False
-        return not self._frames or self._unstored_bytes + size <= self._window
+        return not self._frames or self._unstored_bytes + size <= self.terms.window
 
     def add(self, frame: Sent) -> None:
         """A frame is about to leave."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from host_agent.stream.connection import Connection
 from host_agent.stream.errors import DataKeyMissing, NotAttached, StreamPaused
 from host_agent.stream.greeting import begin, greet, say_goodbye
-from host_agent.stream.ledger import Freed, Ledger
+from host_agent.stream.ledger import Freed, Ledger, Terms
 from host_agent.stream.parts import Buckets, Figures, Means, OpenRing, Shared, StreamSettings
 from host_agent.stream.ports import ConnectTap, Dial, Keys, Link, RingOpened, Tap, TapState
 from host_agent.stream.ring import RingFile
@@ -268,7 +268,8 @@ class Stream:
             raise
         await self._confirm(ring, stored)
         self.epoch = welcome.epoch
-        ledger = Ledger(welcome.epoch, ring.generation, stored.seq, welcome.window_bytes)
+        terms = Terms(welcome.epoch, welcome.window_bytes, welcome.frame_bytes_max)
+        ledger = Ledger(terms, ring.generation, stored.seq)
         return Connection(ring, link, ledger, preparer, self._shared)
 
     def _repeat_wish(self, ring: OpenRing, connection: Connection) -> None:

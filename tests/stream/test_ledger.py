@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from host_agent.stream.errors import StoredDiffers
-from host_agent.stream.ledger import FRAMES_MAX, Freed, Ledger, Sent
+from host_agent.stream.ledger import FRAMES_MAX, Freed, Ledger, Sent, Terms
 from host_agent.wire.errors import WireError
 from host_agent.wire.message import Stored
 
@@ -28,7 +28,7 @@ def stored(
 
 
 def ledger(window: int = 1000) -> Ledger:
-    return Ledger(5, GENERATION, 100, window)
+    return Ledger(Terms(5, window, 1 << 23), GENERATION, 100)
 
 
 def test_stored_frees_up_to_the_frame_with_its_anchor() -> None:
