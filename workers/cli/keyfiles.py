@@ -13,7 +13,11 @@ from host_agent.wire.keys import TenantKey
 
 def read_tenant_key(path: Path, tenant: str | None = None) -> TenantKey:
     """The tenant key of a file, of the named tenant if given; BadKeyFile."""
-    key = TenantKey.parse(_read(path))
+    try:
+        key = TenantKey.parse(_read(path))
+    except BadKeyFile as error:
+        hint = error.hint or "Name the tenant's key file with --key-file."
+        raise BadKeyFile(f"{path}: {error.message}", hint=hint) from None
     if tenant is not None and key.tenant != tenant:
         raise BadKeyFile(
             f"{path} holds the key of tenant {key.tenant}, not of {tenant}.",
@@ -29,12 +33,12 @@ def _read(path: Path) -> bytes:
             data = file.read(limits.KEY_OBJECT_BYTES_MAX + 1)
     except OSError as error:
         raise BadKeyFile(
-            f"The key file {path} cannot be read: {error.strerror}.",
+            f"The key file cannot be read: {error.strerror}.",
             hint="Name the tenant's key file with --key-file.",
         ) from None
     if stat.S_IMODE(mode) & 0o077:
         raise BadKeyFile(
-            f"The key file {path} can be read by others than its owner.",
+            "The key file can be read by others than its owner.",
             hint=f"chmod 600 {path}",
         )
     return data
