@@ -216,11 +216,11 @@ def test_every_failing_call_leaves_a_whole_object_or_none(
         assert list((tmp_path / f"store{nth}" / ".unfinished").iterdir()) == []
     assert {name for name, _ in failures} == {"open", "write", "fsync", "link"}
     wanted = {errno.ENOSPC: StoreFull, errno.EDQUOT: StoreFull, errno.EROFS: StoreRefused}
-    for name, raised in failures:
-        assert str(tmp_path) in raised.message
-        assert raised.hint
+    for name, failure in failures:
+        assert str(tmp_path) in failure.message
+        assert failure.hint
         if name in {"write", "link"}:
-            assert isinstance(raised, wanted.get(error, StoreUnavailable))
+            assert isinstance(failure, wanted.get(error, StoreUnavailable))
 
 
 @pytest.mark.invariant("I2")

@@ -51,6 +51,17 @@ def ingest(setup: IngestSetup) -> Iterator[IngestProcess]:
         assert "event=loop_error" not in process.log, process.log
 
 
+@pytest.fixture(scope="module")
+def shared_ingest(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[IngestProcess]:
+    """One process for a module whose tests use groups of their own."""
+    directory = tmp_path_factory.mktemp("shared")
+    with running_ingest(IngestSetup(directory, pki, f"file://{directory}/store")) as process:
+        yield process
+        assert process.process.poll() is None, f"ingest died:\n{process.log}"
+        assert "event=defect" not in process.log, process.log
+        assert "event=loop_error" not in process.log, process.log
+
+
 @pytest.fixture
 def make_source(tenant_key: TenantKey) -> MakeSource:
     """Sources of streams; the same name and seed give the same generation."""

@@ -34,18 +34,26 @@ class ReadChain:
         return [segment for segment in self.segments if segment.kind != KIND_EPOCH]
 
 
-def read_chain(store: ObjectStore, source: Source) -> ReadChain:
-    """Read, verify and open the whole chain; every record must be the source's own."""
+def read_segments(store: ObjectStore, source: Source) -> list[tuple[SegmentInfo, bytes]]:
+    """The whole chain, each segment checked against its hash and the one before it."""
     identity = source.identity
     listed = [place_of(entry.name) for entry in store.list(chain_prefix(identity))]
     assert listed == list(range(1, len(listed) + 1)), "the chain has gaps"
-    segments: list[SegmentInfo] = []
-    seqs: list[int] = []
+    segments: list[tuple[SegmentInfo, bytes]] = []
     for place in range(1, len(listed) + 1):
         data = store.get(chain_name(identity, place))
         info = verify_segment(data)
-        check_follows(segments[-1] if segments else None, info)
-        segments.append(info)
+        check_follows(segments[-1][0] if segments else None, info)
+        segments.append((info, data))
+    return segments
+
+
+def read_chain(store: ObjectStore, source: Source) -> ReadChain:
+    """Read, verify and open the whole chain; every record must be the source's own."""
+    identity = source.identity
+    segments = read_segments(store, source)
+    seqs: list[int] = []
+    for info, data in segments:
         _, frames = parse_tail(data)
         if info.generation != source.generation or not frames:
             continue
@@ -62,4 +70,4 @@ def read_chain(store: ObjectStore, source: Source) -> ReadChain:
             assert payload == b"".join(source.payloads[first - 1 : last])
             seqs += range(first, last + 1)
     assert seqs == list(range(1, len(seqs) + 1)), "positions are missing or out of order"
-    return ReadChain(segments, seqs)
+    return ReadChain([info for info, _ in segments], seqs)

@@ -138,6 +138,23 @@ def client_context(ca: Path, certificate: tuple[Path, Path] | None) -> ssl.SSLCo
     return context
 
 
+def make_hello(source: Source) -> Hello:
+    """The HELLO of an agent that has the whole source in its ring."""
+    return Hello(
+        version=1,
+        software="synthetic",
+        tenant=source.identity.tenant,
+        group=source.identity.group,
+        host=source.identity.host,
+        generation=source.generation.hex(),
+        predecessor=None if source.predecessor is None else source.predecessor.hex(),
+        freed=0,
+        head=source.head,
+        key=msgspec.json.decode(source.key_object),
+        commit_seconds=0.05,
+    )
+
+
 class Agent:
     """One connection."""
 
@@ -173,25 +190,9 @@ class Agent:
         except (OSError, TimeoutError):
             raise Closed(None) from error
 
-    def make_hello(self) -> Hello:
-        source = self.source
-        return Hello(
-            version=1,
-            software="synthetic",
-            tenant=source.identity.tenant,
-            group=source.identity.group,
-            host=source.identity.host,
-            generation=source.generation.hex(),
-            predecessor=None if source.predecessor is None else source.predecessor.hex(),
-            freed=0,
-            head=source.head,
-            key=msgspec.json.decode(source.key_object),
-            commit_seconds=0.05,
-        )
-
     def hello(self, **changes: object) -> Welcome:
         """Send HELLO, read WELCOME; what is sent next starts where it says."""
-        self.send(pack(msgspec.structs.replace(self.make_hello(), **changes)))
+        self.send(pack(msgspec.structs.replace(make_hello(self.source), **changes)))
         message = self.read_message()
         assert isinstance(message, Welcome), message
         self.welcome = message

@@ -138,6 +138,7 @@ class Server:
                 self.counters.refused_full += 1
                 connected.close()
                 continue
+            self._handshakes += 1  # at once: many may be accepted before any task runs
             task = asyncio.create_task(self._serve(connected, f"{address[0]}:{address[1]}"))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
@@ -167,7 +168,6 @@ class Server:
         self, connected: socket.socket, connection: Connection, address: str
     ) -> asyncio.Transport | None:
         loop = asyncio.get_running_loop()
-        self._handshakes += 1
         try:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: connection,
