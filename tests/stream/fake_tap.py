@@ -124,7 +124,13 @@ class FakeTap:
         self.frees: list[tuple[int, int, bytes]] = []
         self._make_ring(bytes(16))
 
+    def close(self) -> None:
+        """Let go of the ring's file."""
+        os.close(self.ring.descriptor)
+
     def _make_ring(self, predecessor: bytes) -> None:
+        if any(predecessor):
+            self.close()
         self.ring = FakeRing(self.rng.bytes(16), self.slots, self.ring_bytes, predecessor)
         self.predecessor = predecessor
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,13 +30,13 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Clock:
-    """The real one: these tests take milliseconds."""
+    """The event loop's: real in most tests, simulated in some."""
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return asyncio.get_running_loop().time()
 
     def wall_ns(self) -> int:
-        return time.time_ns()
+        return int(self.monotonic() * 1e9)
 
 
 class Randomness:
@@ -97,13 +96,20 @@ class Bench:
     random: Randomness = field(default_factory=Randomness)
 
     def __post_init__(self) -> None:
-        self.stream = self._make()
+        self._stream: Stream | None = None
         self._task: asyncio.Task[None] | None = None
         self.connections: list[TapConnection] = []
 
+    @property
+    def stream(self) -> Stream:
+        """The stream that runs, or will."""
+        if self._stream is None:
+            self._stream = self._make()
+        return self._stream
+
     def _make(self) -> Stream:
         means = Means(Clock(), self.random, Inline())
-        buckets = Buckets(self.replication, self.sync, time.monotonic())
+        buckets = Buckets(self.replication, self.sync, Clock().monotonic())
         doors = Doors(self._connect_tap, self.ingest.dial, 1, self.keys)
         return Stream(self.settings, doors, means, buckets)
 
@@ -116,6 +122,13 @@ class Bench:
     def start(self) -> None:
         self._task = asyncio.create_task(self.stream.run())
 
+    @property
+    def failed(self) -> BaseException | None:
+        """The defect that ended the stream's task, if one did."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        return self._task.exception()
+
     async def kill(self) -> None:
         """As SIGKILL would: no goodbye."""
         assert self._task is not None
@@ -126,18 +139,19 @@ class Bench:
     async def restart(self) -> None:
         """Killed, and started again from what the tap, the keys and ingest have."""
         await self.kill()
-        self.stream = self._make()
+        self._stream = None
         self.start()
 
     async def until(self, what: Callable[[], bool], seconds: float = 10.0) -> None:
         """Wait for it; fails with the stream's state."""
-        deadline = time.monotonic() + seconds
+        clock = asyncio.get_running_loop()
+        deadline = clock.time() + seconds
         while not what():
             assert self._task is not None
             if self._task.done():
                 self._task.result()
             stream = self.stream
-            assert time.monotonic() < deadline, (
+            assert clock.time() < deadline, (
                 f"phase {stream.phase}, stored {stream.stored}, head {self.tap.ring.head}, "
                 f"state {self.tap.state}, failure {stream.failure}, alert {stream.decider.alert}"
             )

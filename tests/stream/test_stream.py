@@ -196,7 +196,6 @@ async def test_a_probe_is_not_answered_with_an_old_state() -> None:
     """The tap answers later than 250 ms after it was asked: that answer never leaves."""
     bench = make()
     bench.settings = replace(bench.settings, silence_seconds=10.0)
-    bench.stream = bench._make()
     async with running(bench):
         await bench.drained()
         link = bench.ingest.links[-1]
