@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import ssl
 from collections.abc import Callable, Iterator
@@ -77,9 +78,10 @@ def source(make_source: MakeSource) -> Source:
     return make_source()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def context(pki: Pki) -> Callable[[str], ssl.SSLContext]:
-    return lambda host: client_context(pki.ca[0], pki.agent(host))
+    """A host's TLS context, made once: reading certificates is slow."""
+    return functools.cache(lambda host: client_context(pki.ca[0], pki.agent(host)))
 
 
 @pytest.fixture

@@ -263,7 +263,7 @@ class Agent:
     def read_until(self, is_so: Callable[[], bool], seconds: float = 10) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
-            self.socket.settimeout(max(0.01, deadline - time.monotonic()))
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             self.read_message()
 
     def read_for(self, seconds: float) -> None:

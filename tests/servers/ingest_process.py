@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +42,9 @@ class Pki:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._authority = Authority(name, datetime.now(UTC))
-        self.ca = self._write("ca", self._authority.issued)
-        self.server = self._write("ingest", self._authority.server(("localhost",), ("127.0.0.1",)))
+        self.ca = self._write("ca", lambda: self._authority.issued)
+        names, addresses = ("localhost",), ("127.0.0.1",)
+        self.server = self._write("ingest", lambda: self._authority.server(names, addresses))
 
     def agent(self, host: str, tenant: str = TENANT) -> tuple[Path, Path]:
         """Certificate and key of a host's agent."""
@@ -51,11 +52,12 @@ class Pki:
 
     def client(self, name: str, uri: str) -> tuple[Path, Path]:
         """Certificate and key for any URI."""
-        return self._write(name, self._authority.client(name, uri))
+        return self._write(name, lambda: self._authority.client(name, uri))
 
-    def _write(self, name: str, issued: Issued) -> tuple[Path, Path]:
+    def _write(self, name: str, issue: Callable[[], Issued]) -> tuple[Path, Path]:
         certificate, key = (self._directory / f"{name}.{kind}" for kind in ("crt", "key"))
         if not certificate.exists():
+            issued = issue()
             certificate.write_bytes(issued.certificate)
             key.write_bytes(issued.key)
             key.chmod(0o600)
