@@ -157,6 +157,9 @@ def test_export_writes_images_and_says_what(run: Run, bucket: Bucket, tmp_path: 
     assert again.json["error"] == "target_exists"
     assert "--force" in again.json["hint"]
     assert run("restore", "export", *where, "--force").status == 0
+    said = run("restore", "export", *where, "--force", "--no-digest", "--json")
+    assert said.json["disks"][0]["digest"] is None
+    assert said.json["verified"] is True
 
 
 def test_saved_maps_are_kept_where_told(run: Run, bucket: Bucket, tmp_path: Path) -> None:

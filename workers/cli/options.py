@@ -64,6 +64,9 @@ class ExportOptions(PointOptions):
     """Options of `restore export`."""
 
     output: Annotated[Path, typer.Option(help="The folder for DISK.raw.")]
+    digest: Annotated[
+        bool, typer.Option("--digest/--no-digest", help="Take the BLAKE3 of each whole image.")
+    ] = True
     force: Annotated[bool, typer.Option("--force", help="Replace images that are there.")] = False
 
 

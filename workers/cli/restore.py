@@ -130,14 +130,17 @@ def export_command(options: ExportOptions) -> None:
         print_json(done.as_dict(stream))
         return
     for disk in done.disks:
-        typer.echo(f"{disk.path}: {size_text(disk.size)}, verified, blake3:{disk.digest}")
+        digest = f", blake3:{disk.digest}" if disk.digest else ""
+        typer.echo(f"{disk.path}: {size_text(disk.size)}, verified{digest}")
 
 
 @command(restore_app, "serve", ServeOptions)
 def serve_command(options: ServeOptions) -> None:
     """Serve every disk of a moment over NBD at once; what guests write goes to a scratch layer."""
     with shown_progress() as progress, _opened(options, progress) as (journal, point):
-        wanted = serving.ServeOptions(options.socket_dir, options.fill, options.map_cache, progress)
+        wanted = serving.ServeOptions(
+            options.socket_dir, fill=options.fill, cache=options.map_cache, progress=progress
+        )
         with serving.serve(journal, point, wanted) as served:
             if options.json:
                 print_json(served.as_dict())

@@ -33,12 +33,13 @@ class ExportOptions:
     output: Path
     force: bool = False
     cache: Path | None = None
+    digest: bool = True
     progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
 class ExportedDisk:
-    """One image. `digest` is the BLAKE3 of the whole file; sizes in bytes."""
+    """One image. `digest` is the BLAKE3 of the whole file, if it was wanted; sizes in bytes."""
 
     name: str
     path: Path
@@ -53,7 +54,7 @@ class ExportedDisk:
             "path": str(self.path),
             "size": self.size,
             "bytes_written": self.bytes_written,
-            "digest": f"blake3:{self.digest}",
+            "digest": f"blake3:{self.digest}" if self.digest else None,
             "verified": True,
         }
 
@@ -97,7 +98,7 @@ def export(journal: Journal, point: Point, options: ExportOptions) -> Exported:
         progress.start("verify", sum(image.size for image in images), "bytes")
         for image in images:
             image.sync()
-            image.verify(progress.advance)
+            image.verify(progress.advance, digest=options.digest)
         for image in images:
             image.publish()
     finally:
