@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import struct
+import time
 from dataclasses import dataclass, field
 
 import google_crc32c
@@ -65,7 +66,7 @@ class FakeRing:
         at = self.payload_head % self.size
         return self.payload_head + (self.size - at if at + length > self.size else 0)
 
-    def append(self, item: Item, time: int) -> int:
+    def append(self, item: Item, at: int) -> int:
         start = self._start(len(item.data))
         os.pwrite(self.descriptor, item.data, self.payload_at + start % self.size)
         self.payload_head = start + len(item.data)
@@ -74,7 +75,7 @@ class FakeRing:
         row = struct.pack(
             "<QQQQIIIHBBQI",
             self.head,
-            time,
+            at,
             item.offset,
             item.aux,
             item.length,
@@ -107,6 +108,7 @@ class FakeTap:
     slots: int = 8192
     ring_bytes: int = 1024 * 1024
     clock_ns: int = 1_767_225_600_000_000_000
+    has_wall_clock: bool = False
     state_delay: float = 0.0
     ring: FakeRing = field(init=False)
     calls: list[str] = field(default_factory=list)
@@ -159,7 +161,7 @@ class FakeTap:
         self._notify()
 
     def _append(self, item: Item) -> int:
-        self.clock_ns += 1000
+        self._tick()
         seq = self.ring.append(item, self.clock_ns)
         self._notify()
         return seq
@@ -176,8 +178,11 @@ class FakeTap:
     def connection(self) -> TapConnection:
         return TapConnection(self)
 
+    def _tick(self) -> None:
+        self.clock_ns = max(self.clock_ns + 1, time.time_ns() if self.has_wall_clock else 0)
+
     def tap_state(self) -> TapState:
-        self.clock_ns += 1000
+        self._tick()
         return TapState(self.ring.generation, self.ring.head, self.state, self.cause, self.clock_ns)
 
     def begin(self) -> None:
