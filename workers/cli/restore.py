@@ -123,7 +123,13 @@ def describe(point: Point) -> str:
 def export_command(options: ExportOptions) -> None:
     """Write every disk of a moment as a raw image, verified by reading it back."""
     with shown_progress() as progress, _opened(options, progress) as (journal, point):
-        wanted = exporting.ExportOptions(options.output, options.force, options.map_cache, progress)
+        wanted = exporting.ExportOptions(
+            options.output,
+            force=options.force,
+            cache=options.map_cache,
+            digest=options.digest,
+            progress=progress,
+        )
         done = exporting.export(journal, point, wanted)
         stream = f"{journal.identity.group}/{journal.identity.host}"
     if options.json:
