@@ -78,9 +78,10 @@ def _recovery_point(group: Fields) -> str:
     age = group["rpo_seconds"]
     text = "none yet" if age is None else f"{duration(age)} old"
     text += f" (target {duration(group['rpo_target_seconds'])})"
-    if group["held_up_by"]:
-        text += f"; held up by {group['held_up_by']}: {group['held_up_why']}"
-    return text
+    stage, why = group["held_up_by"], group["held_up_why"]
+    if stage in ("paused", "stopped"):
+        return f"{text}; {why}"
+    return f"{text}; held up by {stage}: {why}" if stage else text
 
 
 def _positions(group: Fields) -> str:
@@ -103,10 +104,12 @@ def _sync(sync: Fields | None) -> str:
     if not sync:
         return ""
     total, left = sync["total_bytes"], sync["remaining_bytes"]
-    done = f"{(total - left) / total:.0%} of {size(total)}" if total else "waits"
+    if not total:
+        return f"{sync['cause']}: has not begun"
+    pace = rate(sync["bytes_per_second"])
     return (
-        f"{sync['cause']}: {done}, {size(left)} left at {rate(sync['bytes_per_second'])}, "
-        f"about {duration(sync['eta_seconds'])} more"
+        f"{sync['cause']}: {(total - left) / total:.0%} of {size(total)}, {size(left)} left "
+        f"at {pace} of disk, about {duration(sync['eta_seconds'])} more"
     )
 
 

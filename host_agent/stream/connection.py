@@ -210,7 +210,7 @@ class Connection:
         )
         counters = self._figures.counters
         counters.frames_sent += 1
-        counters.records_sent += frame.records
+        self._figures.tally.on_sent(frame.first_seq, frame.last_seq)
         counters.plain_bytes_sent += frame.plain
         counters.wire_bytes_sent += frame.size
         counters.sync_bytes_sent += frame.from_sync

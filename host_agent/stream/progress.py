@@ -161,6 +161,7 @@ class Tally:
         self._counters = counters
         self.generation = b""
         self._head = 0
+        self._sent = 0
         self.stored = 0
 
     def on_ring(self, generation: bytes, freed: int, head: int) -> None:
@@ -168,13 +169,19 @@ class Tally:
         if generation != self.generation:
             self._counters.records_dropped += self._head - self.stored
             self.generation = generation
-            self._head = self.stored = freed
+            self._head = self._sent = self.stored = freed
         self.on_head(head)
 
     def on_head(self, head: int) -> None:
         """The tap recorded up to `head`."""
         self._counters.records_in += max(0, head - self._head)
         self._head = max(self._head, head)
+
+    def on_sent(self, first: int, last: int) -> None:
+        """A frame leaves, of records that may have left before on another connection."""
+        self._counters.records_sent += last - first + 1
+        self._counters.records_sent_again += max(0, min(last, self._sent) - first + 1)
+        self._sent = max(self._sent, last)
 
     def on_stored(self, seq: int) -> None:
         """The store has everything up to `seq`."""

@@ -146,6 +146,15 @@ def test_reopening_the_same_ring_counts_nothing_twice() -> None:
     assert (counters.records_in, counters.records_stored, counters.records_held) == (30, 15, 15)
 
 
+def test_what_is_sent_again_is_counted_apart() -> None:
+    counters = Counters()
+    tally = Tally(counters)
+    tally.on_ring(b"g" * 16, 0, 100)
+    for first, last in ((1, 40), (41, 60), (31, 50), (51, 80)):
+        tally.on_sent(first, last)
+    assert (counters.records_sent, counters.records_sent_again) == (110, 30)
+
+
 def test_sync_progress_predicts_its_end() -> None:
     sync = SyncProgress()
     now = 0.0
