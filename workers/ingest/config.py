@@ -189,8 +189,10 @@ class _Table:
         self._prefix = prefix
         self.file_path = path
         self._used: set[str] = set()
+        self._known: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
+        self._known.add(key)
         return key in self._content
 
     def keys(self) -> list[str]:
@@ -204,7 +206,7 @@ class _Table:
 
     def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
         self._used.add(key)
-        if key not in self._content:
+        if key not in self:
             raise self.wrong(key, "is missing", f"Add {self._prefix}{key}; {_EXAMPLE}")
         value = self._content[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -212,7 +214,7 @@ class _Table:
         return value
 
     def table(self, key: str, *, required: bool = False) -> _Table:
-        if key not in self._content and not required:
+        if key not in self and not required:
             return _Table({}, f"{self._prefix}{key}.", self.file_path)
         value = self._take(key, dict, f"a table, [{self._prefix}{key}]")
         return _Table(value, f"{self._prefix}{key}.", self.file_path)
@@ -235,7 +237,7 @@ class _Table:
         return text
 
     def number(self, key: str, low: float, high: float, default: float) -> float:
-        if key not in self._content:
+        if key not in self:
             return default
         value = float(self._take(key, (int, float), "a number"))
         if not low <= value <= high:
@@ -272,6 +274,6 @@ class _Table:
         """BadConfig if there is a key that nobody asked for."""
         for key in self._content:
             if key not in self._used:
-                near = difflib.get_close_matches(key, self._used, 1)
+                near = difflib.get_close_matches(key, self._known, 1)
                 hint = f"Did you mean {near[0]}?" if near else f"Remove it; {_EXAMPLE}"
                 raise self.wrong(key, "is not a setting", hint)
