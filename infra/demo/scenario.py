@@ -105,7 +105,7 @@ class Demonstration:
     def _makers(self) -> dict[str, Callable[[], Callable[[str], Machine]]]:
         def mounted() -> Callable[[str], Machine]:
             def make(name: str) -> Machine:
-                machine = Mounted(self.processes, self.owner, self.folder / name)
+                machine = Mounted(self.processes, self.owner, self.folder / f"machine-{name}")
                 self.cleanup.callback(machine.lose)
                 return machine
 
