@@ -1,0 +1,15 @@
+//! One group: its disks, its stream or its recovered files, its clients; one thread, nothing
+//! shared with others.
+
+pub mod control;
+pub mod core;
+pub mod exports;
+pub mod fill;
+pub mod hold;
+pub mod open;
+pub mod ops;
+pub mod orders;
+pub mod report;
+pub mod run;
+pub mod sync;
+pub mod verbs;

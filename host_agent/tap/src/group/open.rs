@@ -1,0 +1,184 @@
+//! Opens a group: its ring or its presence maps, as an earlier tap left them or new.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::core::{Core, Disk};
+use crate::disk::{self, DiskFile, Fingerprint};
+use crate::engine::{Choice, Engine};
+use crate::error::TapError;
+use crate::recovered::Recovered;
+use crate::ring::{Generation, Ring};
+use crate::state::{CleanState, DiskState, GroupState, Role, StateDir};
+use crate::stream::{hex, unhex, Cause, Stream};
+
+/// Where a tap keeps things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Sockets.
+    pub run: PathBuf,
+    /// Rings.
+    pub rings: PathBuf,
+    /// What must be known again.
+    pub state: StateDir,
+    /// The engine that was asked for.
+    pub engine: Choice,
+    /// Whether failpoints may be set.
+    pub has_failpoints: bool,
+}
+
+impl Places {
+    /// The ring of a group.
+    pub fn ring(&self, group: &str) -> PathBuf {
+        self.rings.join(format!("{group}.ring"))
+    }
+
+    /// Marks of a recovered disk, in memory.
+    pub fn quick_log(&self, group: &str, disk: &str) -> PathBuf {
+        self.rings.join(format!("{group}.{disk}.quick"))
+    }
+
+    /// Where guests connect.
+    pub fn nbd_socket(&self, group: &str) -> PathBuf {
+        self.run.join(format!("{group}.nbd"))
+    }
+
+    /// Where the agent connects.
+    pub fn stream_socket(&self, group: &str) -> PathBuf {
+        self.run.join(format!("{group}.stream"))
+    }
+}
+
+/// A name that nobody else has.
+pub fn random_name() -> io::Result<Generation> {
+    let mut name = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut name)?;
+    Ok(name)
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+fn failed(what: &str, e: &io::Error) -> TapError {
+    TapError::system(what, e)
+}
+
+/// A group without disks yet. `state` is made durable as it is from now on.
+pub fn open(
+    places: &Places,
+    state: &mut GroupState,
+) -> Result<(Core, Option<CleanState>), TapError> {
+    let engine = Engine::new(places.engine).map_err(|e| failed("the I/O engine", &e))?;
+    let clean = state.clean.take();
+    let (stream, clean) = match state.role {
+        Role::Recovered => (None, None),
+        Role::Protected => {
+            let (stream, clean) = open_stream(places, state, clean)
+                .map_err(|e| failed(&format!("the ring of group {}", state.group), &e))?;
+            (Some(stream), clean)
+        }
+    };
+    places.state.save(state).map_err(|e| failed("the state directory", &e))?;
+    Ok((Core::new(&state.group, engine, stream), clean))
+}
+
+fn open_stream(
+    places: &Places,
+    state: &mut GroupState,
+    clean: Option<CleanState>,
+) -> io::Result<(Stream, Option<CleanState>)> {
+    let path = places.ring(&state.group);
+    let before = state.generation.as_deref().and_then(unhex::<16>);
+    let (mut ring, cause) = match (before, Ring::open(&path)) {
+        (Some(name), Ok((ring, mood))) if ring.positions().generation == name => match clean {
+            Some(clean) if mood.is_clean => {
+                let stream = Stream::resume(ring, mood, clean.last_good, clean.last_time);
+                return Ok((stream, Some(clean)));
+            }
+            _ => (ring, Cause::UncleanStop),
+        },
+        (Some(name), _) => {
+            (Ring::create(&path, state.ring_bytes, now_ns(), name)?, Cause::RingLost)
+        }
+        (None, _) => {
+            let name = random_name()?;
+            let ring = Ring::create(&path, state.ring_bytes, now_ns(), name)?;
+            state.generation = Some(hex(&name));
+            state.next_number = 0;
+            return Ok((Stream::new(ring, Cause::FirstStart), None));
+        }
+    };
+    let name = random_name()?;
+    ring.restart(name, now_ns());
+    state.generation = Some(hex(&name));
+    Ok((Stream::new(ring, cause), None))
+}
+
+/// Makes an opened disk part of its group. `left`: how an orderly stop left it.
+pub fn add_disk(
+    core: &mut Core,
+    places: &Places,
+    wanted: &DiskState,
+    file: DiskFile,
+    left: Option<&CleanState>,
+) -> Result<u64, TapError> {
+    let shown = wanted.path.display().to_string();
+    let size = disk::size_of(&file.file).map_err(|e| failed(&shown, &e))?;
+    let fingerprint = Fingerprint::of(&file).map_err(|e| failed(&shown, &e))?;
+    let mut disk = Disk::new(&wanted.name, wanted.number, file, size);
+    if core.stream.is_none() {
+        let quick = places.quick_log(&core.name, &wanted.name);
+        let map = Recovered::open(&wanted.path, &quick, wanted.size);
+        disk.recovered = Some(map.map_err(|e| failed(&shown, &e))?);
+    }
+    core.clock.tick();
+    let now = core.clock.wall_ns;
+    core.disks.insert(disk);
+    let Some(stream) = &mut core.stream else { return Ok(size) };
+    let Some(left) = left else {
+        stream.add_disk(wanted.number, &wanted.name, size, false, now);
+        return Ok(size);
+    };
+    stream.add_disk(wanted.number, &wanted.name, size, true, now);
+    let ranges = left.to_read.get(&wanted.number).into_iter().flatten();
+    stream.set_to_read(wanted.number, ranges.map(|(start, end)| *start..*end));
+    if left.disks.get(&wanted.number) != Some(&fingerprint) {
+        // Somebody changed it while nobody looked.
+        stream.disk_differs(wanted.number, 0..size, Cause::DiskChanged);
+    }
+    Ok(size)
+}
+
+/// Makes the file of a recovered disk, or finds it as it was begun.
+pub fn prepare_recovered(path: &Path, size: u64) -> Result<(), TapError> {
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(TapError::bad_request(format!("{shown} is not absolute")));
+    }
+    if size == 0 || size % disk::SECTOR != 0 || size > disk::DISK_BYTES_MAX {
+        return Err(TapError::bad_request(format!("a disk cannot have {size} bytes")));
+    }
+    let begun = Recovered::exists(path, size).map_err(|e| failed(&shown.to_string(), &e))?;
+    if begun && path.exists() {
+        return Ok(());
+    }
+    let mut options = OpenOptions::new();
+    let made = options.read(true).write(true).create_new(true).mode(0o600).open(path);
+    let file = made.map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => TapError::new(
+            "file_exists",
+            format!("{shown} exists and was not begun as a recovered disk of {size} bytes"),
+            "Name a file that does not exist yet.",
+        ),
+        _ => failed(&shown.to_string(), &e),
+    })?;
+    let id = random_name().map_err(|e| failed("random bytes", &e))?;
+    file.set_len(size)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Recovered::create(path, size, &id))
+        .map_err(|e| failed(&shown.to_string(), &e))
+}

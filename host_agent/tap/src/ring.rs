@@ -1,0 +1,512 @@
+//! The ring of a stream: a file in memory with a header page, the index and the payload. The tap
+//! alone writes it; the agent reads it through a descriptor of its own (section 2 of the formats).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::record::{encode_entry, Place, Record, ENTRY_BYTES};
+use crate::sys::files::{self, Space};
+use crate::sys::Map;
+
+const MAGIC: [u8; 8] = *b"HFRING\x00\x01";
+const VERSION: u32 = 1;
+const HEADER_BYTES: u64 = 4096;
+/// Index entries kept for BEGIN, END, markers and descriptions.
+const RESERVED_ENTRIES: u64 = 64;
+/// Payload bytes kept for the same.
+const RESERVED_BYTES: u64 = 256 << 10;
+/// Anchors are multiples of this, records.
+pub const ANCHOR_STEP: u64 = 4096;
+/// The smallest ring, bytes: 8,192 index entries and a few of the largest pieces.
+pub const RING_BYTES_MIN: u64 = 4 << 20;
+/// The largest ring, bytes.
+pub const RING_BYTES_MAX: u64 = 64 << 30;
+
+/// Why a record is not in the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RingFull;
+
+/// A random name of 128 bits.
+pub type Generation = [u8; 16];
+
+/// Where the ring stands; all of it goes to the agent at `open`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// Which numbering.
+    pub generation: Generation,
+    /// The generation before, or zeroes.
+    pub predecessor: Generation,
+    /// Newest recorded sequence.
+    pub head: u64,
+    /// End of the newest payload, absolute.
+    pub payload_head: u64,
+    /// Last sequence given back.
+    pub freed: u64,
+    /// End of its payload, absolute.
+    pub payload_freed: u64,
+    /// Where the running hash can go on from.
+    pub anchor: u64,
+    /// The hash there.
+    pub anchor_hash: [u8; 32],
+}
+
+impl Positions {
+    fn start(generation: Generation, predecessor: Generation) -> Positions {
+        let (head, payload_head, freed, payload_freed, anchor) = (0, 0, 0, 0, 0);
+        let anchor_hash = [0; 32];
+        Positions {
+            generation,
+            predecessor,
+            head,
+            payload_head,
+            freed,
+            payload_freed,
+            anchor,
+            anchor_hash,
+        }
+    }
+}
+
+/// Sizes of the areas, bytes and entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Index entries, a power of two.
+    pub index_capacity: u64,
+    /// Payload bytes.
+    pub payload_capacity: u64,
+}
+
+impl Geometry {
+    /// How `ring_bytes` are divided: about an eighth is index, so that neither runs out long
+    /// before the other between 512-byte and 4 KiB writes.
+    pub fn of(ring_bytes: u64) -> Geometry {
+        let entries = (ring_bytes / 8 / ENTRY_BYTES as u64).max(8192);
+        let index_capacity =
+            if entries.is_power_of_two() { entries } else { entries.next_power_of_two() / 2 };
+        let index_bytes = index_capacity * ENTRY_BYTES as u64;
+        let rest = ring_bytes.saturating_sub(index_bytes + HEADER_BYTES);
+        Geometry { index_capacity, payload_capacity: rest - rest % 4096 }
+    }
+
+    fn payload_at(&self) -> u64 {
+        HEADER_BYTES + self.index_capacity * ENTRY_BYTES as u64
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.payload_at() + self.payload_capacity
+    }
+}
+
+/// What the header says beside positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mood {
+    /// An orderly stop was its last act.
+    pub is_clean: bool,
+    /// 1 recording, 2 dirty, 3 syncing.
+    pub state: u8,
+    /// Index into the causes.
+    pub cause: u8,
+}
+
+/// An open ring.
+pub struct Ring {
+    file: File,
+    map: Map,
+    geometry: Geometry,
+    at: Positions,
+    is_locked: bool,
+    drained: u64,
+}
+
+impl Ring {
+    /// Makes a new file at `path` (an old one is replaced) for a new generation.
+    pub fn create(
+        path: &Path,
+        ring_bytes: u64,
+        made_at: u64,
+        name: Generation,
+    ) -> io::Result<Ring> {
+        let geometry = Geometry::of(ring_bytes);
+        let _ = std::fs::remove_file(path);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        files::lock_file(&file)?;
+        let reserve = files::fallocate(&file, Space::Allocate, 0, geometry.file_bytes());
+        if let Err(e) = reserve {
+            let _ = std::fs::remove_file(path);
+            return Err(e);
+        }
+        let at = Positions::start(name, before);
+        let mut ring = Ring::with(file, geometry, at)?;
+        ring.write_header(made_at);
+        Ok(ring)
+    }
+
+    fn with(file: File, geometry: Geometry, at: Positions) -> io::Result<Ring> {
+        let map = Map::new(&file, geometry.file_bytes() as usize)?;
+        let is_locked = map.lock();
+        Ok(Ring { file, map, geometry, at, is_locked, drained: 0 })
+    }
+
+    /// Opens what a tap before us left, if it is a whole ring.
+    pub fn open(path: &Path) -> io::Result<(Ring, Mood)> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        files::lock_file(&file)?;
+        let mut header = [0u8; 256];
+        file.read_exact_at(&mut header, 0)?;
+        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let number = |at: usize| {
+            let mut bytes = [0u8; 8];
+            bytes.copy_from_slice(&header[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let check = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
+        if header[..8] != MAGIC || number(8) as u32 != VERSION {
+            return Err(bad("not a ring of this version"));
+        }
+        if check != crc32c::crc32c(&header[16..128]) {
+            return Err(bad("the header's checksum is wrong"));
+        }
+        let geometry = Geometry { index_capacity: number(32), payload_capacity: number(40) };
+        let length = file.metadata()?.len();
+        let is_sane = geometry.index_capacity.is_power_of_two()
+            && geometry.index_capacity < 1 << 32
+            && geometry.payload_capacity < 1 << 40
+            && geometry.file_bytes() == length
+            && number(48) == HEADER_BYTES
+            && number(56) == geometry.payload_at();
+        if !is_sane {
+            return Err(bad("the header's sizes are wrong"));
+        }
+        let mut at = Positions::start([0; 16], [0; 16]);
+        at.generation.copy_from_slice(&header[16..32]);
+        at.predecessor.copy_from_slice(&header[64..80]);
+        at.head = number(128);
+        at.payload_head = number(136);
+        at.freed = number(144);
+        at.payload_freed = number(152);
+        at.anchor = number(160);
+        at.anchor_hash.copy_from_slice(&header[168..200]);
+        let mood = Mood { is_clean: header[200] == 1, state: header[201], cause: header[202] };
+        let ring = Ring::with(file, geometry, at)?;
+        ring.check_positions().map_err(bad)?;
+        Ok((ring, mood))
+    }
+
+    fn check_positions(&self) -> Result<(), &'static str> {
+        let at = &self.at;
+        if at.anchor > at.freed || at.freed > at.head || at.payload_freed > at.payload_head {
+            return Err("the positions contradict each other");
+        }
+        let used = (at.head - at.anchor, at.payload_head - at.payload_freed);
+        if used.0 > self.geometry.index_capacity || used.1 > self.geometry.payload_capacity {
+            return Err("the positions exceed the areas");
+        }
+        if at.head > 0 && self.payload_end(at.head) != Some(at.payload_head) {
+            return Err("the newest entry is broken");
+        }
+        Ok(())
+    }
+
+    fn write_header(&mut self, made_at: u64) {
+        let mut header = [0u8; 128];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..32].copy_from_slice(&self.at.generation);
+        header[32..40].copy_from_slice(&self.geometry.index_capacity.to_le_bytes());
+        header[40..48].copy_from_slice(&self.geometry.payload_capacity.to_le_bytes());
+        header[48..56].copy_from_slice(&HEADER_BYTES.to_le_bytes());
+        header[56..64].copy_from_slice(&self.geometry.payload_at().to_le_bytes());
+        header[64..80].copy_from_slice(&self.at.predecessor);
+        header[80..88].copy_from_slice(&made_at.to_le_bytes());
+        let check = crc32c::crc32c(&header[16..]);
+        header[12..16].copy_from_slice(&check.to_le_bytes());
+        self.map.write(0, &header);
+        self.store_positions();
+    }
+
+    fn store_positions(&mut self) {
+        self.map.store(128, self.at.head);
+        self.map.store(136, self.at.payload_head);
+        self.map.store(144, self.at.freed);
+        self.map.store(152, self.at.payload_freed);
+        self.map.store(160, self.at.anchor);
+        self.map.write(168, &self.at.anchor_hash);
+    }
+
+    /// Begins an empty numbering; what the ring held is dropped.
+    pub fn restart(&mut self, name: Generation, made_at: u64) {
+        self.set_mood(Mood { is_clean: false, state: 2, cause: 0 });
+        self.at = Positions::start(name, self.at.generation);
+        self.write_header(made_at);
+    }
+
+    /// Says in the header how the stream is.
+    pub fn set_mood(&mut self, mood: Mood) {
+        self.map.store_byte(201, mood.state);
+        self.map.store_byte(202, mood.cause);
+        self.map.store_byte(200, u8::from(mood.is_clean));
+    }
+
+    /// Where it stands.
+    pub fn positions(&self) -> &Positions {
+        &self.at
+    }
+
+    /// Newest recorded sequence.
+    pub fn head(&self) -> u64 {
+        self.at.head
+    }
+
+    /// Sizes of the areas.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Whether the kernel agreed to keep it in memory.
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
+    }
+
+    /// Payload bytes in use, unused ends included.
+    pub fn payload_used(&self) -> u64 {
+        self.at.payload_head - self.at.payload_freed
+    }
+
+    /// Index entries in use.
+    pub fn index_used(&self) -> u64 {
+        self.at.head - self.at.anchor
+    }
+
+    /// Records given back since it was opened.
+    pub fn drained(&self) -> u64 {
+        self.drained
+    }
+
+    /// A descriptor for reading only.
+    pub fn reader(&self) -> io::Result<File> {
+        use std::os::fd::AsRawFd;
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// Where a payload of `length` bytes would begin.
+    fn payload_start(&self, length: u64) -> u64 {
+        let (start, capacity) = (self.at.payload_head, self.geometry.payload_capacity);
+        let inside = start % capacity;
+        if inside + length > capacity {
+            return start + (capacity - inside);
+        }
+        start
+    }
+
+    /// Whether `records` with `bytes` of payload together would fit, beside what is kept.
+    pub fn has_room(&self, records: u64, bytes: u64) -> bool {
+        let longest = bytes.min(crate::record::PIECE_BYTES as u64);
+        let start = self.payload_start(longest.max(1));
+        // Several pieces can lose room at the end of the area once more.
+        let waste = if records > 1 { longest } else { 0 };
+        self.index_used() + records <= self.geometry.index_capacity - RESERVED_ENTRIES
+            && start + bytes + waste - self.at.payload_freed
+                <= self.geometry.payload_capacity - RESERVED_BYTES
+    }
+
+    /// Appends a record of a guest's or a sync's data.
+    pub fn append(&mut self, record: &Record, payload: &[u8], time: u64) -> Result<u64, RingFull> {
+        self.append_within(record, payload, time, (RESERVED_ENTRIES, RESERVED_BYTES))
+    }
+
+    /// Appends one of those that room is kept for.
+    pub fn append_kept(
+        &mut self,
+        record: &Record,
+        body: &[u8],
+        time: u64,
+    ) -> Result<u64, RingFull> {
+        self.append_within(record, body, time, (0, 0))
+    }
+
+    fn append_within(
+        &mut self,
+        record: &Record,
+        payload: &[u8],
+        time: u64,
+        kept: (u64, u64),
+    ) -> Result<u64, RingFull> {
+        let length = payload.len() as u64;
+        let start = if length == 0 { self.at.payload_head } else { self.payload_start(length) };
+        let end = start + length;
+        if self.index_used() + 1 > self.geometry.index_capacity - kept.0
+            || end - self.at.payload_freed > self.geometry.payload_capacity - kept.1
+        {
+            return Err(RingFull);
+        }
+        let mut crc = 0;
+        if length > 0 {
+            crc = crc32c::crc32c(payload);
+            let inside = start % self.geometry.payload_capacity;
+            self.map.write((self.geometry.payload_at() + inside) as usize, payload);
+        }
+        let seq = self.at.head + 1;
+        let lap = (seq / self.geometry.index_capacity) as u32;
+        let place = Place { seq, time, payload: start, lap };
+        let entry = encode_entry(record, &place, length as u32, crc);
+        self.map.write(self.slot(seq), &entry);
+        self.at.head = seq;
+        self.at.payload_head = end;
+        self.map.store(136, end);
+        self.map.store(128, seq);
+        Ok(seq)
+    }
+
+    fn slot(&self, seq: u64) -> usize {
+        let slot = seq & (self.geometry.index_capacity - 1);
+        (HEADER_BYTES + slot * ENTRY_BYTES as u64) as usize
+    }
+
+    /// The end of the payload of `seq`, if its entry is whole.
+    fn payload_end(&self, seq: u64) -> Option<u64> {
+        let mut entry = [0u8; ENTRY_BYTES];
+        self.map.read(self.slot(seq), &mut entry);
+        let number = |at: usize, length: usize| {
+            let mut bytes = [0u8; 8];
+            bytes[..length].copy_from_slice(&entry[at..at + length]);
+            u64::from_le_bytes(bytes)
+        };
+        let is_whole = number(0, 8) == seq && number(60, 4) as u32 == crc32c::crc32c(&entry[..60]);
+        is_whole.then(|| number(48, 8) + number(40, 4))
+    }
+
+    /// Gives back all up to `seq`; the hash at `anchor` is kept for an agent that restarts.
+    pub fn free(&mut self, seq: u64, anchor: u64, hash: [u8; 32]) -> Result<(), String> {
+        let at = &self.at;
+        if seq > at.head {
+            return Err(format!("{seq} is not recorded yet, the newest is {}", at.head));
+        }
+        if anchor % ANCHOR_STEP != 0 || anchor > seq.max(at.freed) {
+            return Err(format!("{anchor} is no anchor for {seq}"));
+        }
+        if seq > at.freed {
+            let end = self.payload_end(seq).ok_or("the ring's index is damaged")?;
+            self.drained += seq - self.at.freed;
+            self.at.payload_freed = end;
+            self.at.freed = seq;
+        }
+        if anchor > self.at.anchor {
+            self.at.anchor = anchor;
+            self.at.anchor_hash = hash;
+        }
+        self.store_positions();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Op;
+    use crate::testing::{Random, Scratch};
+
+    fn small(scratch: &Scratch) -> Ring {
+        Ring::create(&scratch.path("g.ring"), RING_BYTES_MIN, 1, [9; 16], [0; 16]).unwrap()
+    }
+
+    fn read_payload(ring: &Ring, seq: u64) -> Vec<u8> {
+        let mut entry = [0u8; ENTRY_BYTES];
+        ring.map.read(ring.slot(seq), &mut entry);
+        assert_eq!(entry[0..8], seq.to_le_bytes());
+        let number = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+        let start = number(48) % ring.geometry.payload_capacity;
+        let mut bytes = vec![0; number(40) as u32 as usize];
+        ring.map.read((ring.geometry.payload_at() + start) as usize, &mut bytes);
+        let crc = u32::from_le_bytes(entry[36..40].try_into().unwrap());
+        assert_eq!(crc, crc32c::crc32c(&bytes));
+        bytes
+    }
+
+    #[test]
+    fn what_is_not_freed_stays_readable_over_many_laps() {
+        let scratch = Scratch::new();
+        let mut ring = small(&scratch);
+        let mut random = Random::new(3);
+        let mut held = std::collections::VecDeque::new();
+        for round in 0..40_000u64 {
+            let length = if round % 97 == 0 { 300_000 } else { random.below(900) as usize };
+            let bytes = random.bytes(length.min(64)).repeat(length.div_ceil(64).max(1));
+            let bytes = &bytes[..length.min(bytes.len())];
+            let record = Record::range(Op::Write, 1, round * 512, bytes.len() as u32);
+            match ring.append(&record, bytes, round) {
+                Ok(seq) => held.push_back((seq, bytes.to_vec())),
+                Err(RingFull) => {
+                    for (seq, bytes) in &held {
+                        assert_eq!(&read_payload(&ring, *seq), bytes);
+                    }
+                    let half = held.len() / 2;
+                    let seq = held.drain(..=half).next_back().unwrap().0;
+                    ring.free(seq, seq - seq % ANCHOR_STEP, [1; 32]).unwrap();
+                }
+            }
+        }
+        assert!(ring.head() > 4 * ring.geometry.index_capacity);
+    }
+
+    #[test]
+    fn room_is_kept_for_markers_when_guests_filled_it() {
+        let scratch = Scratch::new();
+        let mut ring = small(&scratch);
+        let record = Record::range(Op::Write, 0, 0, 65536);
+        while ring.append(&record, &[7; 65536], 0).is_ok() {}
+        for _ in 0..4 {
+            ring.append_kept(&Record::about(Op::End), &[b'x'; 48 << 10], 0).unwrap();
+        }
+        let flush = Record::range(Op::Flush, 0, 0, 0);
+        while ring.append(&flush, &[], 0).is_ok() {}
+        assert!(ring.append_kept(&Record::about(Op::End), b"{}", 0).is_ok());
+    }
+
+    #[test]
+    fn a_ring_is_opened_as_it_was_left() {
+        let scratch = Scratch::new();
+        let mut ring = small(&scratch);
+        for at in 0..5000u64 {
+            ring.append(&Record::range(Op::Write, 0, at * 512, 512), &[1; 512], at).unwrap();
+        }
+        ring.free(4500, 4096, [5; 32]).unwrap();
+        ring.set_mood(Mood { is_clean: true, state: 1, cause: 0 });
+        let left = ring.positions().clone();
+        drop(ring);
+        let (again, mood) = Ring::open(&scratch.path("g.ring")).unwrap();
+        assert_eq!(again.positions(), &left);
+        assert_eq!(mood, Mood { is_clean: true, state: 1, cause: 0 });
+    }
+
+    #[test]
+    fn a_damaged_ring_is_refused() {
+        let scratch = Scratch::new();
+        let path = scratch.path("g.ring");
+        let record = Record::range(Op::Write, 0, 0, 512);
+        small(&scratch).append(&record, &[1; 512], 0).unwrap();
+        for at in [0u64, 9, 17, 33, 41, 57, 129, 4096 + 64, 4096 + 64 + 50] {
+            let whole = std::fs::read(&path).unwrap();
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[whole[at as usize] ^ 0xff], at).unwrap();
+            assert!(Ring::open(&path).is_err(), "byte {at}");
+            std::fs::write(&path, whole).unwrap();
+        }
+        assert!(Ring::open(&path).is_ok());
+    }
+
+    #[test]
+    fn freeing_checks_what_it_is_told() {
+        let scratch = Scratch::new();
+        let mut ring = small(&scratch);
+        ring.append(&Record::range(Op::Write, 0, 0, 512), &[1; 512], 0).unwrap();
+        assert!(ring.free(2, 0, [0; 32]).is_err());
+        assert!(ring.free(1, 1, [0; 32]).is_err());
+        assert!(ring.free(1, 4096, [0; 32]).is_err());
+        ring.free(1, 0, [0; 32]).unwrap();
+        ring.free(1, 0, [0; 32]).unwrap();
+        assert_eq!(ring.payload_used(), 0);
+    }
+}
