@@ -9,13 +9,11 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,14 +29,6 @@ from tests.agent.line import start_ingest
 from tests.agent.tap_server import TapServer
 from tests.stream.fake_tap import FakeTap
 from tests.stream.harness import in_loop
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    made = Path(tempfile.mkdtemp(prefix="hf-"))
-    yield made
-    shutil.rmtree(made)
 
 
 @dataclass

@@ -34,7 +34,7 @@ async def check_equal(line: Line, folder: Path) -> None:
     assert image == bytes(line.tap.disk)
 
 
-@pytest.mark.invariant("I2 I4 I10")
+@pytest.mark.invariant("I2", "I4", "I10")
 @in_loop
 async def test_resets_in_the_middle_of_frames(tmp_path: Path) -> None:
     rng = random.Random(1)

@@ -170,7 +170,7 @@ class Schedule:
         assert len(set(ingest.counters)) == len(ingest.counters), "a key and nonce came twice"
 
 
-@pytest.mark.invariant("I2 I4 I14 I16")
+@pytest.mark.invariant("I2", "I4", "I14", "I16")
 @pytest.mark.parametrize("block", range(5))
 def test_schedules_end_equal(block: int) -> None:
     for seed in range(block, SEEDS, 5):

@@ -49,7 +49,7 @@ async def test_initial_sync_and_writes_arrive() -> None:
     assert bench.stream.figures.counters.records_held == 0
 
 
-@pytest.mark.invariant("I2 I4")
+@pytest.mark.invariant("I2", "I4")
 @pytest.mark.parametrize("seed", range(8))
 @in_loop
 async def test_agent_killed_at_random_moments_loses_and_doubles_nothing(seed: int) -> None:
@@ -64,7 +64,7 @@ async def test_agent_killed_at_random_moments_loses_and_doubles_nothing(seed: in
     assert len(bench.ingest.generations) == 1, "a restart must not cost a new generation"
 
 
-@pytest.mark.invariant("I2 I4")
+@pytest.mark.invariant("I2", "I4")
 @pytest.mark.parametrize("seed", range(4))
 @in_loop
 async def test_cut_connections_resume_where_the_journal_ends(seed: int) -> None:
