@@ -18,7 +18,7 @@ from host_agent.wire.frame import Marker
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import GroupKey, TenantKey, make_data_key
 from host_agent.wire.names import Identity, asof_name, chain_name, key_name
-from host_agent.wire.record import RECORD
+from host_agent.wire.record import RECORD, Records
 from host_agent.wire.seal import FrameSealer, SealedFrame
 from host_agent.wire.segment import KIND_DATA, KIND_EPOCH, SegmentInfo, build_segment
 from tests.model.model import (
@@ -166,6 +166,14 @@ class JournalBuilder:
                 record_hash=self._hash.digest(),
                 markers=tuple(pending.markers),
             )
+        )
+
+    def add_frame(self, records: Records, payload: bytes) -> None:
+        """A frame of records that are valid already; the model does not see them."""
+        assert self._sealer is not None
+        self._hash.update(records)
+        self._frames.append(
+            self._sealer.seal(records, payload, state=self._state, record_hash=self._hash.digest())
         )
 
     def connect(self) -> None:

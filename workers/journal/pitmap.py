@@ -8,8 +8,11 @@ left are pieces that name a frame and a place in its payload. Zeroes need no pie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from host_agent.wire import limits
 from host_agent.wire.record import Op
 from workers.journal.errors import UnknownBase
-from workers.journal.mapfile import PIECE, MapSeal, MapWriter, PointMap, load_map
+from workers.journal.mapfile import PIECE, MapSeal, MapWriter, Pieces, PointMap, load_map
 from workers.journal.paint import Painted, paint
 from workers.journal.points import Point
 from workers.journal.reader import Journal
@@ -31,6 +34,9 @@ PART_RECORDS = 256 * 1024
 
 #: Rows that are looked at together while they are put into parts.
 BATCH_ROWS = 512 * 1024
+
+#: Parts that are painted at once: each takes about 30 MiB.
+_PAINTERS = 2
 
 _SAMPLES = 256 * 1024
 _PARTS_MAX = 1 << 16
@@ -116,12 +122,18 @@ def build_map(journal: Journal, point: Point, seal: MapSeal, path: Path | None =
     writer = MapWriter(names, seal, path.parent if path else journal.spool_directory)
     parts = plan.parts()
     covered = 0
+
+    def paint_number(number: int) -> _Part:
+        columns = parts.bucket(number)
+        painted = _paint_part(columns, plan.bounds[number], plan.bounds[number + 1])
+        return _pieces_of(journal, columns["row"], painted)
+
     try:
-        for number in range(len(plan.bounds) - 1):
-            columns = parts.bucket(number)
-            pieces = _paint_part(columns, plan.bounds[number], plan.bounds[number + 1])
-            covered += int((pieces.end - pieces.start).sum(dtype=np.uint64))
-            _write_pieces(writer, journal, columns["row"], pieces)
+        # Sorting lets other threads run: parts are painted side by side, and written in order.
+        for part in _in_order(paint_number, len(plan.bounds) - 1):
+            covered += part.covered
+            for slot, pieces in part.by_slot():
+                writer.append(slot, pieces)
     finally:
         parts.close()
     if not line.is_whole and covered != sum(sizes.values()):
@@ -167,8 +179,11 @@ class _Plan:
         inner = self.bounds[1:-1]
         for batch in self._batches():
             first = np.searchsorted(inner, batch["start"], "right")
-            last = np.searchsorted(inner, batch["end"] - np.uint64(1), "right")
-            if (first != last).any():
+            crosses = np.flatnonzero(batch["end"] > self.bounds[first + 1])
+            if len(crosses):
+                last = first.copy()
+                ends = batch["end"][crosses] - np.uint64(1)
+                last[crosses] = np.searchsorted(inner, ends, "right")
                 spans = last - first + 1
                 index = np.repeat(np.arange(len(first)), spans)
                 within = np.arange(len(index)) - np.repeat(np.cumsum(spans) - spans, spans)
@@ -288,9 +303,24 @@ def _paint_part(columns: dict[str, NDArray[np.uint64]], low: np.uint64, high: np
     return Painted(painted.start, painted.end, order[painted.winner].astype(np.int32))
 
 
-def _write_pieces(
-    writer: MapWriter, journal: Journal, rows: NDArray[np.uint64], painted: Painted
-) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What is left of a part. `covered` counts bytes that any record covers, zeroes included."""
+
+    covered: int
+    slot: NDArray[np.uint64]
+    pieces: Pieces
+
+    def by_slot(self) -> Iterator[tuple[int, Pieces]]:
+        """The pieces of each disk of the map."""
+        edges = [0, *(np.flatnonzero(np.diff(self.slot)) + 1).tolist(), len(self.slot)]
+        for first, last in pairwise(edges):
+            if last > first:
+                yield int(self.slot[first]), self.pieces[first:last]
+
+
+def _pieces_of(journal: Journal, rows: NDArray[np.uint64], painted: Painted) -> _Part:
+    covered = int((painted.end - painted.start).sum(dtype=np.uint64))
     row = rows[painted.winner]
     kept = np.flatnonzero(_DATA[journal.column("op")[row]])
     row, start, end = row[kept], painted.start[kept], painted.end[kept]
@@ -299,10 +329,22 @@ def _write_pieces(
     pieces["start"] = start - (slot << _DISK_SHIFT)
     pieces["length"] = end - start
     pieces["frame"] = journal.column("frame")[row]
-    pieces["at"] = journal.column("payload_at")[row] + (
-        pieces["start"] - journal.column("offset")[row]
-    )
-    edges = np.flatnonzero(np.diff(slot)) + 1
-    for group in np.split(np.arange(len(row)), edges):
-        if len(group):
-            writer.append(int(slot[group[0]]), pieces[group[0] : group[-1] + 1])
+    within = pieces["start"] - journal.column("offset")[row]
+    pieces["at"] = journal.column("payload_at")[row] + within
+    return _Part(covered, slot, pieces)
+
+
+def _in_order(make: Callable[[int], _Part], count: int) -> Iterator[_Part]:
+    """make(0), make(1), … some of them ahead."""
+    with ThreadPoolExecutor(_PAINTERS, "holdfast-map") as pool:
+        ahead: deque[Future[_Part]] = deque()
+        try:
+            for number in range(count):
+                ahead.append(pool.submit(make, number))
+                if len(ahead) > _PAINTERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
