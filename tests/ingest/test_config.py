@@ -87,7 +87,7 @@ MISTAKES = {
     "unknown key": ("nonsense = 1\n" + GOOD, "nonsense is not a setting"),
     "misspelt key": ("probe_second = 1\n" + GOOD, "Did you mean probe_seconds"),
     "unknown key in tls": (GOOD + "cipher = 1\n", "tls.cipher is not a setting"),
-    "number too large": ("probe_seconds = 1000\n" + GOOD, "from 0.02 to 10"),
+    "number too large": ("probe_seconds = 1000\n" + GOOD, "from 0.02 to 5"),
     "true for a number": ("probe_seconds = true\n" + GOOD, "must be a number"),
     "bounds crossed": (
         "commit_seconds_min = 9\ncommit_seconds_max = 2\n" + GOOD,

@@ -102,7 +102,7 @@ def _parse(top: _Table) -> IngestConfig:
         status_socket=top.path("status_socket") if "status_socket" in top else None,
         commit_seconds_min=low,
         commit_seconds_max=top.number("commit_seconds_max", low, 3600, max(low, 5.0)),
-        probe_seconds=top.number("probe_seconds", 0.02, 10, 1.0),
+        probe_seconds=top.number("probe_seconds", 0.02, 5, 1.0),
         asof_seconds=top.number("asof_seconds", 0.1, 3600, 60.0),
         limits=_limits(top.table("limits")),
     )
