@@ -10,6 +10,7 @@ import pytest
 
 from tests.tap.daemon import MEMORY, Stream, Tap, build, folder_in
 from tests.tap.follow import Follower
+from tests.tap.opened import close_all
 
 #: A real file system that knows direct I/O, unlike the tests' own folder on some machines.
 DISKS = Path("/var") / "tmp"
@@ -28,6 +29,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def cleanup() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+        close_all()
 
 
 @pytest.fixture

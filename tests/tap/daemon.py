@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from host_agent.wire import tapctl
+from tests.tap.opened import track
 
 ROOT = Path(__file__).resolve().parents[2]
 TAP_FOLDER = ROOT / "host_agent" / "tap"
@@ -47,9 +48,13 @@ class Channel:
     """A SEQPACKET connection to the tap. Requests may overlap; answers are kept until asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket = track(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.socket.settimeout(_SECONDS)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self._next = 1
         self._answers: dict[int, tuple[Fields, int | None]] = {}
         self.events: list[Fields] = []
@@ -125,13 +130,11 @@ class Tap:
 
     def __init__(self, folder: Path, *, engine: str | None = None, failpoints: bool = True) -> None:
         self.run_dir, self.state_dir = folder / "run", folder / "state"
+        self.ring_dir = folder / "rings"
+        self.ring_dir.mkdir(mode=0o700, exist_ok=True)
         self.log = folder / "tap.log"
-        self.arguments: list[str | Path] = [
-            "--run-dir",
-            self.run_dir,
-            "--state-dir",
-            self.state_dir,
-        ]
+        self.arguments: list[str | Path] = ["--run-dir", self.run_dir]
+        self.arguments += ["--state-dir", self.state_dir, "--ring-dir", self.ring_dir]
         if engine:
             self.arguments += ["--engine", engine]
         if failpoints:

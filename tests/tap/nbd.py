@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from tests.tap.opened import track
+
 READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, ZERO, BLOCK_STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 HAS_DATA = (READ, BLOCK_STATUS)
@@ -67,7 +69,7 @@ class Wire:
     """A connected socket with exact reads."""
 
     def __init__(self, path: str | Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket = track(socket.socket(socket.AF_UNIX))
         self.socket.settimeout(_SECONDS)
         self.socket.connect(str(path))
 

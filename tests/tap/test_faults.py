@@ -326,7 +326,7 @@ def test_writes_during_a_sync(tap: Tap, make_disk: MakeDisk, follow: OpenStream)
     crowd.run(20)
     follower.take()
     assert follower.image() == disk.read_bytes()
-    assert rounds > 20
+    assert rounds > 10
     kinds = [one.op for one in follower.taken]
     assert kinds.count(16) == kinds.count(17) == 1
     assert kinds[0] == 16

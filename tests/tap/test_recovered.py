@@ -231,6 +231,7 @@ def test_what_was_made_durable_is_never_filled_over(
     provider.close()
     if dies == "host":
         shutil.rmtree(tap.run_dir)
+        shutil.rmtree(tap.ring_dir)
     tap = start_tap()
     attached = recover(tap, storage)
     provider = Provider(attached.stream_socket, content)

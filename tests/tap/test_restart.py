@@ -164,7 +164,7 @@ def test_a_ring_that_is_gone(start_tap: StartTap, make_disk: MakeDisk, follow: O
     follower.take()
     tap.stop()
     rings = [
-        path for path in tap.run_dir.rglob("*") if path.is_file() and path.stat().st_size > SIZE
+        path for path in tap.ring_dir.rglob("*") if path.is_file() and path.stat().st_size > SIZE
     ]
     assert rings
     for ring in rings:
@@ -192,7 +192,7 @@ def test_a_damaged_ring_is_not_continued(
     follower = follow(attached.stream_socket)
     follower.take()
     tap.stop()
-    ring = next(p for p in tap.run_dir.rglob("*") if p.is_file() and p.stat().st_size > SIZE)
+    ring = next(p for p in tap.ring_dir.rglob("*") if p.is_file() and p.stat().st_size > SIZE)
     with ring.open("r+b") as file:
         file.seek(20)
         file.write(b"\xff\xff")
