@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 
 from host_agent.wire.keys import TenantKey
 from infra.demo.processes import program, run
+from infra.demo.recovery import Safe
 from infra.demo.site import tool
 from infra.dev_keys import DevSetup, write_dev_setup
 from tests.integration.nbd import NbdClient
@@ -41,25 +45,33 @@ def refused(argv: Sequence[str | Path]) -> str:
 # -- restoring -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def lost() -> Iterator[Place]:
-    """A bucket and a key: the site behind them is gone."""
-    import tempfile
+@dataclass(frozen=True)
+class Lost:
+    """A bucket and a key; what the disk held when the site behind them was lost."""
 
+    folder: Path
+    bucket: Path
+    safe: Safe
+    source: bytes
+
+
+@pytest.fixture(scope="module")
+def lost() -> Iterator[Lost]:
+    """One loss for all tests that only read."""
     made = Path(tempfile.mkdtemp(prefix="hf-"))
     try:
         with made_place(made, 8 * MIB) as place:
             with NbdClient(place.protect()) as client:
                 client.write(0, b"holdfast" * 512)
+                client.write(MIB, random.Random(1).randbytes(MIB // 2))
             place.site.checkpoint("kept")
             place.drain()
-            place.lose()
-            yield place
+            yield Lost(place.folder, place.bucket, place.safe, place.lose())
     finally:
         shutil.rmtree(made)
 
 
-def restore(place: Place, **changes: str | Path) -> list[str | Path]:
+def restore(place: Lost, **changes: str | Path) -> list[str | Path]:
     """An export that would work, with something changed."""
     given: dict[str, str | Path] = {
         "store": place.safe.store,
@@ -74,7 +86,7 @@ def restore(place: Place, **changes: str | Path) -> list[str | Path]:
     return [tool("holdfast"), "restore", "export", *options]
 
 
-def test_the_command_that_the_others_are_changed_from_works(lost: Place) -> None:
+def test_the_command_that_the_others_are_changed_from_works(lost: Lost) -> None:
     """The control: unchanged, it is not refused."""
     run(restore(lost))
     image = next((lost.folder / "unwanted").rglob("*.raw"))
@@ -101,9 +113,7 @@ def test_the_command_that_the_others_are_changed_from_works(lost: Place) -> None
     ],
 )
 @pytest.mark.invariant("I10")
-def test_restore_refuses_what_it_cannot_do(
-    lost: Place, changes: dict[str, str], names: str
-) -> None:
+def test_restore_refuses_what_it_cannot_do(lost: Lost, changes: dict[str, str], names: str) -> None:
     told = refused(restore(lost, **changes))
     assert names in told
     assert not list((lost.folder / "unwanted").rglob("*.raw"))
@@ -123,7 +133,7 @@ def _no_key(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("make", [_another_key, _broken_key, _no_key])
 @pytest.mark.invariant("I10", "I16")
-def test_restore_refuses_a_wrong_key(lost: Place, make: Callable[[Path], bytes]) -> None:
+def test_restore_refuses_a_wrong_key(lost: Lost, make: Callable[[Path], bytes]) -> None:
     wrong = lost.folder / "wrong.key"
     wrong.write_bytes(make(lost.folder))
     wrong.chmod(0o600)
@@ -132,7 +142,7 @@ def test_restore_refuses_a_wrong_key(lost: Place, make: Callable[[Path], bytes])
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
-def test_export_onto_a_full_disk_says_so_and_leaves_no_image(lost: Place) -> None:
+def test_export_onto_a_full_disk_says_so_and_leaves_no_image(lost: Lost) -> None:
     small = lost.folder / "small"
     small.mkdir()
     run([program("mount"), "-t", "tmpfs", "-o", "size=64k", "none", small])
@@ -148,7 +158,7 @@ def test_export_onto_a_full_disk_says_so_and_leaves_no_image(lost: Place) -> Non
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a read-only tmpfs")
-def test_export_onto_a_read_only_disk_says_so(lost: Place) -> None:
+def test_export_onto_a_read_only_disk_says_so(lost: Lost) -> None:
     folder = lost.folder / "fixed"
     folder.mkdir()
     run([program("mount"), "-t", "tmpfs", "-o", "ro", "none", folder])
@@ -159,20 +169,30 @@ def test_export_onto_a_read_only_disk_says_so(lost: Place) -> None:
 
 
 @pytest.mark.invariant("I10")
-def test_a_flipped_byte_anywhere_in_a_segment_is_named(lost: Place) -> None:
+def test_a_flipped_byte_is_named_and_never_becomes_a_wrong_disk(lost: Lost) -> None:
+    """What a restore does not need it may pass over; a check of everything names every flip."""
     chain = sorted((lost.bucket / "acme/demo/host1/chain").iterdir())
     victim = max(chain, key=lambda one: one.stat().st_size)
-    whole = victim.read_bytes()
+    whole, refusals = victim.read_bytes(), 0
     size = len(whole)
-    for at in (0, 20, size // 2, size - 200, size - 1):
-        victim.chmod(0o600)
-        victim.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
-        told = refused(restore(lost))
-        assert victim.name in told, told
-        assert not list((lost.folder / "unwanted").rglob("*.raw"))
-    victim.write_bytes(whole)
-    run(restore(lost))
-    shutil.rmtree(lost.folder / "unwanted")
+    check = [tool("holdfast"), "restore", "list", "--store", lost.safe.store, "--tenant", "acme"]
+    check += ["--key-file", lost.safe.key_file, "--verify"]
+    run(check)
+    victim.chmod(0o600)
+    try:
+        for at in (0, 20, size // 2, size - 200, size - 1):
+            victim.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
+            told = run(check, allowed=(1,))
+            assert victim.name in told.stdout + told.stderr, f"byte {at}"
+            done = run(restore(lost), allowed=(0, 1))
+            images = list((lost.folder / "unwanted").rglob("*.raw"))
+            assert bool(images) == (done.returncode == 0)
+            assert all(image.read_bytes() == lost.source for image in images)
+            refusals += done.returncode
+            shutil.rmtree(lost.folder / "unwanted", ignore_errors=True)
+    finally:
+        victim.write_bytes(whole)
+    assert refusals >= 3
 
 
 # -- protecting ------------------------------------------------------------------------------------

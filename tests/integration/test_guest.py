@@ -71,7 +71,7 @@ def test_a_killed_guest_boots_from_the_journal_and_has_its_data(place: Place, ke
     place.drain()
     source = place.lose()
 
-    exported = place.safe.export("tag:chosen", place.folder / "exported").image
+    exported = place.safe.export("tag:chosen", place.folder / "chosen").image
     guest = boot(place, kernel, Source(file=exported))
     lines, wrong = ledger(guest)
     assert wrong == 0

@@ -54,8 +54,9 @@ stop) # an orderly stop, then every page against its checksum
   }
   ;;
 damage) # what ransomware does: scrambles the start of each file, renames it, leaves a note
-  # Databases 1 and 4 are PostgreSQL's templates: nobody would miss them.
-  find "$DATA" -type f -size +0 ! -path '*/base/[14]/*' | while IFS="$TAB" read -r file; do
+  # Small files cost more than they hurt; databases 1 and 4 are PostgreSQL's templates.
+  find "$DATA" -type f \( -size +31 -o -name pg_control \) ! -path '*/base/[14]/*' |
+  while IFS="$TAB" read -r file; do
     pages=$((($(wc -c <"$file") + 8191) / 8192))
     [ "$pages" -gt 32 ] && pages=32
     dd if=/dev/urandom of="$file" bs=8192 count="$pages" conv=notrunc 2>/dev/null
