@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 Fields = dict[str, Any]
@@ -144,8 +144,8 @@ def _trouble(error: Fields | None) -> str:
 def attach(answer: Fields) -> str:
     """What the machine's side needs."""
     group, disk = answer["group"], answer["disk"]
-    export, socket = f"{group}/{disk}", answer["nbd_socket"]
-    uri = answer.get("uri") or f"nbd+unix:///{quote(export, safe='')}?socket={quote(socket)}"
+    uri, socket = answer["uri"], answer["nbd_socket"]
+    export = unquote(urlsplit(uri).path.removeprefix("/"))
     node = f"holdfast-{group}-{disk}"
     return "\n".join(
         [

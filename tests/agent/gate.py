@@ -21,6 +21,7 @@ class Gate:
         self._tap, self._agent = tap, agent
         self._heard_at = time.monotonic()
         self._ending = threading.Event()
+        self._sockets: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(listen))
         self._listener.listen()
@@ -42,12 +43,14 @@ class Gate:
             while True:
                 sock, _ = self._listener.accept()
                 tap = socket.socket(socket.AF_UNIX)
+                self._sockets += [sock, tap]
                 tap.connect(str(self._tap))
                 for source, target, waits in ((sock, tap, False), (tap, sock, True)):
-                    thread = threading.Thread(
+                    work = threading.Thread(
                         target=self._pass, args=(source, target, waits), daemon=True
                     )
-                    thread.start()
+                    self._threads.append(work)
+                    work.start()
 
     def _pass(self, source: socket.socket, target: socket.socket, waits: bool) -> None:
         with contextlib.suppress(OSError):
@@ -56,16 +59,23 @@ class Gate:
                     if self._ending.wait(0.01):
                         return
                 target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.start()
 
     def stop(self) -> None:
         self._ending.set()
-        self._listener.close()
+        for sock in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        for sock in (self._listener, *self._sockets):
+            sock.close()
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ class Stretch:
 def start_load(uri: str, folder: Path, seconds: float) -> subprocess.Popen[str]:
     """Random 4 KiB writes at depth 8, each 32nd followed by a flush."""
     job = [
-        *(program("fio"), "--name=load", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"),
-        *("--bs=4k", "--iodepth=8", "--size=60m", "--fsync=32", "--randrepeat=0"),
+        *(program("fio"), "--name=load", "--thread", "--ioengine=nbd", f"--uri={uri}"),
+        *("--rw=randwrite", "--bs=4k", "--iodepth=8", "--size=60m", "--fsync=32", "--randrepeat=0"),
         *(f"--runtime={seconds}", "--time_based", "--output-format=json", f"--aux-path={folder}"),
     ]
     return subprocess.Popen(

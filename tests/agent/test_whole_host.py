@@ -67,11 +67,14 @@ def test_a1_full_load_does_not_notice_the_agent(place: Place, how: str) -> None:
     """At full speed the ring overflows meanwhile: marking must not be slower than recording."""
     uri = place.protect()
     seconds = STRETCH_SECONDS
-    baseline = read_load(start_load(uri, place.folder, seconds), 30)
-    assert baseline.writes_per_second > 100
+    before = read_load(start_load(uri, place.folder, seconds), 30)
+    assert before.writes_per_second > 100
     with disturbed(place, how):
         during = read_load(start_load(uri, place.folder, seconds), 30)
-    assert not complaints(baseline, during), (baseline, during)
+    after = read_load(start_load(uri, place.folder, seconds), 30)
+    # Other work on the machine comes and goes: the calmer of the two is no fair baseline.
+    baseline = min(before, after, key=lambda stretch: stretch.writes_per_second)
+    assert not complaints(baseline, during), (before, during, after)
     now = place.drain(90)
     assert now["counters"]["records_held"] == 0
     source = place.lose()
@@ -301,6 +304,8 @@ def test_a_restarted_tap_is_opened_again(place: Place, number: int) -> None:
 
 
 def test_the_agent_starts_a_tap_that_outlives_it(place: Place) -> None:
+    config = place.site.setup.path("agent.toml")
+    config.write_text(config.read_text().replace("[tap]\n", "[tap]\nautostart = true\n"))
     place.site.start_ingest()
     place.site.start_agent()
     place.site.attach()
