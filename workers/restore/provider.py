@@ -40,6 +40,9 @@ BEHIND_SLOTS = 2
 #: A run of zeroes at least as long is told, not sent.
 ZERO_RUN_BYTES = 64 * 1024
 
+#: Zeroes that are told at once behind: many small gaps of it must not hold up a guest.
+ZERO_STEP_BYTES = 64 * MIB
+
 _WINDOW_BYTES = DEMAND_SLOTS * SLOT_BYTES + BEHIND_SLOTS * FRAME_PLAIN_BYTES_MAX
 _RETRY_SECONDS = 2.0
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -223,19 +226,19 @@ class Provider:
                 tapctl.answer(answer.result())
 
     def _fill_rest(self) -> None:
-        """What is missing still: zeroes, and what was refused before."""
+        """All data is there: what is missing still is zeroes. The tap finds the gaps of a range."""
         for disk in self._map.disks:
             at = 0
             while not self._stopping.is_set():
                 self._let_guests_pass()
                 found = self._channel.call("missing", {"disk": disk.name, "from": at})
-                length = int(found.get("length", 0))
-                if not length:
+                if not int(found.get("length", 0)):
                     break
                 at = int(found["offset"])
-                length = min(length, 1 << 30)
-                self._provide(disk, at, length)
-                at += length
+                end = min(max(at + int(found["length"]), at + ZERO_STEP_BYTES), disk.size)
+                zeroes = {"disk": disk.name, "offset": at, "length": end - at, "at": None}
+                self._channel.call("fill", zeroes)
+                at = end
         if self._stopping.is_set():
             raise TapFailed("Stopped.")
 

@@ -16,7 +16,6 @@ from workers.restore.errors import TapFailed, TapMissing, target_error
 from workers.restore.tap_client import TapChannel
 
 _START_SECONDS = 10.0
-_STOP_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 #: Longest path of a Unix socket, and what the tap appends to its run directory.
 _SOCKET_PATH_MAX = 107
@@ -117,21 +116,10 @@ class TapProcess:
         return lines[-1] if lines else "it said nothing."
 
     def stop(self) -> None:
-        """End the tap in order, and by force if it does not end."""
-        if self.control is not None:
-            with contextlib.suppress(TapFailed):
-                self.control.post("stop")
-        process = self._process
-        if process is not None:
-            try:
-                process.wait(_STOP_SECONDS if self.control is not None else 0.1)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                try:
-                    process.wait(_STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        """End the tap at once. An orderly stop would make durable what is thrown away next."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
             self._process = None
         if self.control is not None:
             self.control.close()
