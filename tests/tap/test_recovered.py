@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import select
 import shutil
 import threading
 from pathlib import Path
@@ -32,6 +33,7 @@ class Provider:
         self.needs: list[tuple[int, int]] = []
         self.refuses = False
         self._thread: threading.Thread | None = None
+        self._halted = threading.Event()
         self.error: BaseException | None = None
 
     def serve(self) -> Provider:
@@ -42,8 +44,9 @@ class Provider:
 
     def _run(self) -> None:
         try:
-            while True:
-                self.give(self.channel.next_event())
+            while not self._halted.is_set():
+                if self.channel.events or select.select([self.channel.socket], [], [], 0.02)[0]:
+                    self.give(self.channel.next_event())
         except (OSError, ConnectionError, TimeoutError):
             pass
         except BaseException as error:
@@ -63,6 +66,12 @@ class Provider:
             self.fill(at, count)
             at += count
         self.channel.call("served", ticket=ticket)
+
+    def halt(self) -> None:
+        """Answer no more: the channel is the caller's again."""
+        self._halted.set()
+        assert self._thread is not None
+        self._thread.join(10)
 
     def fill(self, offset: int, length: int) -> None:
         """Hand over a range, as zeroes if it is nothing else."""
@@ -120,10 +129,11 @@ def test_reads_bring_what_they_need(recovered: Attached) -> None:
     assert client.read(4096, 8192) == content[4096:12288]
     assert client.read(4096 + 512, 512) == content[4608:5120]
     assert client.read(0, SIZE) == content
-    assert provider.missing()[1] == 0
     seen = len(provider.needs)
     assert client.read(0, SIZE) == content
     assert len(provider.needs) == seen
+    provider.halt()
+    assert provider.missing()[1] == 0
     provider.close()
     assert provider.error is None
 
@@ -262,6 +272,19 @@ def test_a_killed_tap_keeps_what_was_not_flushed(start_tap: StartTap, memory: Pa
     provider.serve()
     client = nbd.Nbd(attached.nbd_socket, "d")
     assert client.read(0, 12288) == content[:4096] + b"u" * 4096 + content[8192:12288]
+    provider.close()
+
+
+def test_what_is_missing_is_told(recovered: Attached) -> None:
+    provider = Provider(recovered.stream_socket, source(9))
+    assert provider.missing() == (0, SIZE)
+    provider.fill(0, 64 << 10)
+    provider.fill(128 << 10, 512)
+    assert provider.missing() == (64 << 10, 64 << 10)
+    assert provider.missing(128 << 10) == ((128 << 10) + 512, SIZE - (128 << 10) - 512)
+    with nbd.Nbd(recovered.nbd_socket, "d") as client:
+        client.write(64 << 10, b"w" * (64 << 10))
+    assert provider.missing()[0] == (128 << 10) + 512
     provider.close()
 
 
