@@ -77,11 +77,11 @@ class Tap:
 @contextmanager
 def run_tap(directory: Path) -> Iterator[Tap]:
     """A tap of one's own; rings and sockets lie in `directory`, which is on tmpfs."""
-    run_dir, state_dir = directory / "run", directory / "state"
-    run_dir.mkdir(mode=0o700, exist_ok=True)
-    state_dir.mkdir(mode=0o700, exist_ok=True)
+    run_dir, state_dir, ring_dir = (directory / name for name in ("run", "state", "rings"))
+    for folder in (run_dir, state_dir, ring_dir):
+        folder.mkdir(mode=0o700, exist_ok=True)
     command: list[str | Path] = [tap_binary(), "--run-dir", run_dir]
-    command += ["--state-dir", state_dir]
+    command += ["--state-dir", state_dir, "--ring-dir", ring_dir]
     with Process("tap", command, directory) as process:
         process.wait_for(run_dir / "tap.sock")
         yield Tap(process, run_dir)
