@@ -36,6 +36,9 @@ class MapUnusable(JournalError):
 
     code = "map_unusable"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="Remove the folder of saved maps and try again.")
+
 
 class Block(msgspec.Struct, frozen=True):
     """A run of pieces in the file. `first` .. `end` are bytes of the disk."""

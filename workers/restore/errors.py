@@ -48,6 +48,13 @@ class TapFailed(RestoreError):
 
     code = "tap_failed"
 
+    def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
+        super().__init__(
+            message,
+            hint=hint or "Try again; `holdfast-tap --help` shows whether the program runs here.",
+            retryable=retryable,
+        )
+
 
 def target_error(path: object, doing: str, error: OSError) -> RestoreError:
     """The named error for what the system answered while `doing` something with `path`."""
