@@ -175,7 +175,15 @@ def test_a_flipped_byte_is_named_and_never_becomes_a_wrong_disk(lost: Lost) -> N
     victim = max(chain, key=lambda one: one.stat().st_size)
     whole, refusals = victim.read_bytes(), 0
     size = len(whole)
-    check = [tool("holdfast"), "restore", "list", "--store", lost.safe.store, "--tenant", "acme"]
+    check: list[str | Path] = [
+        tool("holdfast"),
+        "restore",
+        "list",
+        "--store",
+        lost.safe.store,
+        "--tenant",
+        "acme",
+    ]
     check += ["--key-file", lost.safe.key_file, "--verify"]
     run(check)
     victim.chmod(0o600)

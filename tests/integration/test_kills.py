@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import random
 import signal
+import statistics
 import subprocess
 import threading
 import time
@@ -201,7 +202,7 @@ def test_a1_a_stopped_agent_does_not_touch_the_guest(place: Place) -> None:
             during = _paced_writes(client, seconds=30)
         finally:
             agent.popen.send_signal(signal.SIGCONT)
-    assert _is_separate(before, during), (before[-5:], during[-5:])
+    assert _is_separate(before, during), (statistics.median(during), max(during))
     place.drain()
     source = place.lose()
     assert place.export("latest-write") == source
@@ -250,14 +251,15 @@ def _awaiting_writes(client: NbdClient, place: Place, seconds: float) -> list[fl
 
 
 def _is_separate(before: list[float], during: list[float]) -> bool:
-    """The tolerance of path separation: median within 3 times and 1 ms, nothing above 250 ms."""
+    """Path separation: medians alike, and no request that waited for the agent.
+
+    The bounds are wide because other tests share the processors; waiting for a stopped agent
+    would take as long as it stands still.
+    """
     if not during:
         return False
-    median_before, median_during = (
-        sorted(before)[len(before) // 2],
-        sorted(during)[len(during) // 2],
-    )
-    return median_during <= max(3 * median_before, 0.001) and max(during) < 0.25
+    middle_before, middle_during = statistics.median(before), statistics.median(during)
+    return middle_during <= max(3 * middle_before, 0.005) and max(during) < 2.0
 
 
 def test_fio_verification_is_not_blind(place: Place) -> None:
