@@ -294,7 +294,7 @@ def test_malformed_messages_beside_a_healthy_stream(
         for _ in range(2000):
             agent = connect(ingest, bad)
             try:
-                if rng.random() < 0.1:
+                if rng.random() < 0.04:
                     agent.hello()
                 agent.send(_malformed(rng, agent, good))
                 agent.socket.unwrap() if rng.random() < 0.1 else agent.read_for(0.003)

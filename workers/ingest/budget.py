@@ -14,6 +14,7 @@ class Budget:
         self._waiting: deque[Callable[[], None]] = deque()
         self.held = 0
         self.held_max = 0
+        self.held_lately = 0
 
     def take(self, length: int, *, holds_nothing: bool) -> bool:
         """Count `length` bytes as held if there is room for them."""
@@ -21,6 +22,7 @@ class Budget:
             return False
         self.held += length
         self.held_max = max(self.held_max, self.held)
+        self.held_lately = max(self.held_lately, self.held)
         return True
 
     def give_back(self, length: int) -> None:
@@ -30,6 +32,11 @@ class Budget:
         waiting, self._waiting = self._waiting, deque()
         for wake in waiting:
             wake()
+
+    def look(self) -> int:
+        """The most that was held since the last look."""
+        most, self.held_lately = self.held_lately, self.held
+        return most
 
     def wait(self, wake: Callable[[], None]) -> None:
         """Call `wake` when something is given back."""

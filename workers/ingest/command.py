@@ -178,10 +178,9 @@ class _Process:
         busy = False
         while True:
             await asyncio.sleep(_TIDY_SECONDS)
-            budget = self._tools.budget
-            if busy and budget.held_max < _BUSY_BYTES:
+            was_busy, busy = busy, self._tools.budget.look() >= _BUSY_BYTES
+            if was_busy and not busy:
                 return_memory()
-            busy, budget.held_max = budget.held_max >= _BUSY_BYTES, budget.held
 
     def _now(self) -> Moment:
         return Moment(self._tools.clock.monotonic(), self._tools.clock.wall_ns())

@@ -7,6 +7,7 @@ store has acknowledged is reported as stored.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ class Committer:
         self._committing: Batch | None = None
         self._taken = 0
         self._wanted_seq = 0
+        self._committed_at = -math.inf
         self._closing = False
         self._changed = asyncio.Event()
 
@@ -102,33 +104,36 @@ class Committer:
             if self._closing:
                 return False
             self._changed.clear()
-            wait: float | None = None
-            if self._open.frames:
-                wait = self._deadline() - self._tools.clock.monotonic()
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(self._wait_seconds()):
                     await self._changed.wait()
             except TimeoutError:
                 continue
         return True
 
-    def _deadline(self) -> float:
-        return self._open.opened_at + self._stream.admitted.commit_seconds
+    def _wait_seconds(self) -> float | None:
+        """Until time alone makes the open batch due; None if it never does."""
+        if not self._open.frames:
+            return None
+        at = self._open.opened_at + self._stream.admitted.commit_seconds
+        if self._is_wanted():
+            at = min(at, self._committed_at + self._tools.timing.commit_gap_seconds)
+        return at - self._tools.clock.monotonic()
+
+    def _is_wanted(self) -> bool:
+        return self._facts.stored < self._wanted_seq <= self._open.last_seq
 
     def _is_due(self) -> bool:
         batch = self._open
         if not batch.frames:
             return False
-        return (
-            self._closing
-            or batch.length >= limits.SEGMENT_BYTES_TARGET
-            or self._facts.stored < self._wanted_seq <= batch.last_seq
-            or self._tools.clock.monotonic() >= self._deadline()
-        )
+        full = batch.length >= limits.SEGMENT_BYTES_TARGET
+        return self._closing or full or (self._wait_seconds() or 0.0) <= 0
 
     async def _commit(self) -> None:
         batch, self._open = self._open, Batch()
         self._committing = batch
+        self._committed_at = self._tools.clock.monotonic()
         self._on_room()
         info = await self._tools.offload(lambda: self._store(batch))
         self._committing = None

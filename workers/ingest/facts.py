@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from host_agent.wire.names import Identity
@@ -43,8 +44,14 @@ class StreamFacts:
     stored: int = 0
     commit_seconds: float | None = None
     commit_age_seconds: float | None = None
-    throttled: bool = False
     last_salts: tuple[bytes, ...] = ()
+    claims_paid_until: float = -math.inf
+
+    def claim_wait_seconds(self, now: float, seconds: float, at_once_max: int) -> float:
+        """Count a claim; how long it has to wait for its turn."""
+        due = max(self.claims_paid_until, now - seconds * at_once_max)
+        self.claims_paid_until = due + seconds
+        return max(0.0, due - now)
 
     def closed(self, code: str) -> None:
         """Count how a session ended."""

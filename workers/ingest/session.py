@@ -8,6 +8,7 @@ not ours any more or the store failed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from host_agent.wire import limits
@@ -181,6 +182,7 @@ class Session:
             ) from None
         admitted = self._admitted = admit(hello, self._peer, self._tools.rules)
         facts = await self._registry.take_over(admitted.identity, self)
+        await self._wait_turn(facts)
         name = WriterName(admitted.identity, self._tools.token(16))
         chain = ChainWriter(self._tools.store, name, self._tools.clock.wall_ns)
         begin, end = await self._tools.offload(lambda: _claim(chain, admitted, facts.place))
@@ -208,6 +210,17 @@ class Session:
             stored=start.seq,
         )
         return committer
+
+    async def _wait_turn(self, facts: StreamFacts) -> None:
+        """An agent that reconnects without end may not fill the chain with epochs."""
+        timing, now = self._tools.timing, self._tools.clock.monotonic()
+        wait = facts.claim_wait_seconds(now, timing.claim_seconds, timing.claims_at_once_max)
+        if wait > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._ended.wait()
+        if self._reason is not None:
+            raise self._reason
 
     # --- events
 

@@ -25,6 +25,11 @@ class Timing:
     idle_seconds_max: float = 30.0
     probe_seconds: float = 1.0
     flush_seconds_max: float = 4.5
+    #: A checkpoint may ask for a commit at once, but each is a request to the store.
+    commit_gap_seconds: float = 0.05
+    #: Each session makes one small object. So many at once, then one in so many seconds.
+    claims_at_once_max: int = 64
+    claim_seconds: float = 1.0
 
 
 @dataclass(frozen=True)

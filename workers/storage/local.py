@@ -148,9 +148,9 @@ class LocalStore:
         self, folder: str, start_after: str = "", limit: int | None = None
     ) -> Iterator[Listed]:
         count = 0
-        for entry in self._entries(folder):
+        for entry in self._entries(folder, start_after):
             name = folder + entry
-            if name <= start_after or not (size := self._file_size(name)):
+            if not (size := self._file_size(name)):
                 continue
             if limit is not None and count >= limit:
                 return
@@ -182,16 +182,21 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         return self._root / check_object_name(name)
 
-    def _entries(self, folder: str) -> tuple[str, ...]:
+    def _entries(self, folder: str, start_after: str = "") -> tuple[str, ...]:
         """Names in a folder, in order, without what is not ours."""
         check_folder(folder)
+        after = start_after.removeprefix(folder) if start_after.startswith(folder) else ""
+        if not after and start_after > folder:
+            return ()
         with self._named(f"list {folder}"):
             try:
-                found = [path.name for path in (self._root / folder).iterdir()]
+                # A chain may have millions of names: most are passed over here.
+                with os.scandir(self._root / folder) as found:
+                    names = [entry.name for entry in found if entry.name > after]
             except (FileNotFoundError, NotADirectoryError):
-                found = []
+                names = []
         self._answered()
-        return tuple(sorted(name for name in found if not name.startswith(".")))
+        return tuple(sorted(name for name in names if not name.startswith(".")))
 
     def _file_size(self, name: str) -> tuple[int] | None:
         """The size of a file that is still there; None for folders and what was deleted since."""
