@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ class Control:
         self._socket.settimeout(_ANSWER_SECONDS_MAX)
         self._socket.connect(str(path))
         self._number = 0
+        self._lock = threading.Lock()
         self.descriptors: list[int] = []
 
     def call(self, verb: str, **fields: object) -> dict[str, Any]:
-        """Ask, and wait for the answer. Descriptors that come with it are kept open."""
+        """Ask, and wait for the answer; one thread at a time. Descriptors that come stay open."""
+        with self._lock:
+            return self._call(verb, fields)
+
+    def _call(self, verb: str, fields: dict[str, object]) -> dict[str, Any]:
         self._number += 1
         self._socket.send(tapctl.request(self._number, verb, **fields))
         while True:
