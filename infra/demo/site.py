@@ -112,7 +112,10 @@ class Site:
             process.require()
             return is_so()
 
-        wait_until(what, _START_SECONDS, check)
+        try:
+            wait_until(what, _START_SECONDS, check)
+        except DemoFailed as failure:
+            raise DemoFailed(f"{failure.message} It said: {process.tail()}") from None
 
     def agent_command(self, *words: str | Path) -> list[str | Path]:
         return [tool("holdfast-agent"), *words, "--config", self.setup.path("agent.toml")]

@@ -28,7 +28,7 @@ serve) # becomes the database server
 ready) # 0 once the server answers, 1 if it is not to be had
   for _ in $(seq 1 300); do
     [ "$(sql -c 'select 1' 2>/dev/null)" = 1 ] && exit 0
-    is_serving || exit 1
+    if [ -e "$RUN/pid" ] && ! is_serving; then exit 1; fi
     sleep 0.2
   done
   exit 1
