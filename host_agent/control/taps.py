@@ -22,7 +22,6 @@ from host_agent.control.tap_client import (
 )
 from host_agent.stream.errors import StreamTaken
 from host_agent.wire import tapctl
-from host_agent.wire.errors import WireError
 
 _START_SECONDS = 10.0
 #: Attaching makes and touches a ring and waits for the disk's lock; detaching flushes.
@@ -41,6 +40,10 @@ class TapHost:
     def socket(self) -> Path:
         """The tap's own control socket."""
         return self._config.run_dir / "tap.sock"
+
+    def stream_socket(self, group: str) -> Path:
+        """The control socket of a group's stream; it is there once a disk was attached."""
+        return self._config.run_dir / f"{group}.stream"
 
     @contextlib.asynccontextmanager
     async def channel(self) -> AsyncIterator[TapChannel]:
@@ -152,18 +155,15 @@ class TapDoor:
 
     async def __call__(self) -> TapStream:
         """Connect; TapNotRunning, NotAttached, or StreamTaken if another opener has it now."""
-        status = await self._host.status()
-        group = find_group(status, self._group)
-        if group is None:
-            self._last = None
-            raise not_attached(self._group)
-        self._refuse_if_taken(self._host.hello.get("pid"))
+        async with self._host.channel():
+            pid = self._host.hello.get("pid")
+        self._refuse_if_taken(pid)
         try:
-            stream = TapStream(await connect(Path(str(group["stream_socket"]))))
-        except KeyError:
-            raise WireError("The tap's status names no stream socket.") from None
-        self._last, self._last_pid = stream, self._host.hello.get("pid")
-        return stream
+            channel = await connect(self._host.stream_socket(self._group))
+        except TapNotRunning:
+            raise not_attached(self._group) from None
+        self._last, self._last_pid = TapStream(channel), pid
+        return self._last
 
     def _refuse_if_taken(self, pid: object) -> None:
         last, self._last = self._last, None
@@ -175,8 +175,8 @@ class TapDoor:
 
 
 def find_group(status: Fields, name: str) -> Fields | None:
-    """A group with disks in the tap's status, or None."""
+    """A group in the tap's status, or None."""
     for group in status.get("groups", []):
-        if isinstance(group, dict) and name in (group.get("group"), group.get("name")):
-            return group if group.get("disks") else None
+        if isinstance(group, dict) and group.get("group") == name:
+            return group
     return None

@@ -97,6 +97,7 @@ class Preparer:
         except WireError as error:
             raise RingDamaged(f"The ring holds an impossible record: {error.message}") from None
         payload = self._ring.payload(entries)
+        self._ring.check_current()
         markers = markers_of(records, payload)
         self._running.update(records)
         self._state = state_after(records, self._state)
@@ -137,6 +138,7 @@ def make_preparer(
 ) -> Preparer:
     """A preparer from position `begin.first`; JournalDiffers if our hash before it is another."""
     running = hash_at(ring, begin.anchor, begin.anchor_hash, begin.first - 1)
+    ring.check_current()
     if begin.verify is not None and running.digest() != begin.verify:
         raise JournalDiffers(f"The journal's record hash at {begin.first - 1} is not the ring's.")
     sealer = FrameSealer(key.key, identity, ring.header.generation, salt)

@@ -28,6 +28,7 @@ _RESIDUE = 0x48674BC7
 _ENTRY = RING_ENTRY.itemsize
 _USAGE = struct.Struct("<QQQQ")
 _USAGE_OFFSET = 128
+_GENERATION_OFFSET = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class RingFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def check_current(self) -> None:
+        """RingChanged if the file became another generation's, which happens in place.
+
+        To be asked after reading: what was read before the answer is of this generation.
+        """
+        if self._read(16, _GENERATION_OFFSET) != self.header.generation:
+            raise RingChanged("The tap began a new generation in this ring.")
 
     def usage(self) -> RingUsage:
         """How full the ring is, as the tap last wrote it down. For people, not for decisions."""

@@ -24,6 +24,7 @@ from host_agent.stream.ports import Random
 from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.message import VERSION, Close, Welcome
 from host_agent.wire.record import State
+from host_agent.wire.tapctl import TapRefused
 
 #: A connection that we gave up before WELCOME may still claim an epoch, and fence us once.
 OWN_FENCE_SECONDS = 60.0
@@ -214,7 +215,8 @@ class Decider:
             return self._renew(error, "ring_lost", now)
         if isinstance(error, StreamTaken):
             return self._stop(error)
-        if isinstance(error, TapGone | RingChanged | NotAttached):
+        is_unheld = isinstance(error, TapRefused) and error.code == "not_open"
+        if is_unheld or isinstance(error, TapGone | RingChanged | NotAttached):
             return Reopen(self._tap_backoff.next())
         return self._retry(error)
 

@@ -9,6 +9,7 @@ from host_agent.stream.parts import OpenRing, Shared
 from host_agent.stream.ports import SyncStep
 from host_agent.stream.prepare import Prepared
 from host_agent.wire.record import State
+from host_agent.wire.tapctl import TapRefused
 
 #: How long to wait when the ring has no room, the line is behind, or the tap had nothing to do.
 _BUSY_SECONDS = 0.02
@@ -55,7 +56,14 @@ class SyncDriver:
 
     async def _step(self, budget: int) -> None:
         tap = self._ring.tap
-        step = await tap.sync(budget)
+        try:
+            step = await tap.sync(budget)
+        except TapRefused as refusal:
+            if not refusal.retryable:
+                raise
+            # A request of a connection that broke is still being served.
+            await self._ring.changed.wait(_BUSY_SECONDS)
+            return
         # The answer does not say where the blocks lie in the stream; the state after it does.
         state = await tap.state()
         self._ring.see(state)

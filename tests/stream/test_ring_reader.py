@@ -11,10 +11,12 @@ import pytest
 
 from host_agent.stream.batch import FrameLimits, count_for_frame, markers_of, state_after
 from host_agent.stream.errors import RingChanged, RingDamaged
-from host_agent.stream.prepare import hash_at
+from host_agent.stream.prepare import Preparer, hash_at
 from host_agent.stream.ring import RingFile, plain_records
 from host_agent.wire.hashing import RecordHash
+from host_agent.wire.names import Identity
 from host_agent.wire.record import Flag, Op, State, check_records
+from host_agent.wire.seal import FrameSealer
 from tests.stream.fake_tap import FakeRing, Item
 
 
@@ -198,3 +200,23 @@ def test_state_after_follows_begin_and_end() -> None:
         for before in (State.RECORDING, State.SYNCING):
             assert state_after(records, before) == (before if state is None else state)
     file.close()
+
+
+@pytest.mark.invariant("I10")
+def test_a_ring_that_began_anew_in_place_is_noticed_before_anything_is_sealed() -> None:
+    """A tap that starts again reuses the file: valid entries, but of another generation."""
+    ring = FakeRing(b"g" * 16, 64, 64 * 1024, bytes(16))
+    for _ in range(5):
+        ring.append(Item(Op.FLUSH, 0), 1)
+    with opened(ring) as file:
+        sealer = FrameSealer(b"k" * 32, Identity("t", "g", "h"), ring.generation, b"s" * 32)
+        preparer = Preparer(file, sealer, RecordHash(), State.SYNCING)
+        again = FakeRing(b"h" * 16, 64, 64 * 1024, b"g" * 16)
+        for _ in range(5):
+            again.append(Item(Op.TRIM, 0, 0, 512), 1)
+        content = os.pread(again.descriptor, 1 << 20, 0)
+        os.pwrite(ring.descriptor, content, 0)
+        file.entries(1, 5)  # by themselves they look right
+        with pytest.raises(RingChanged):
+            preparer.prepare(5, FrameLimits())
+        os.close(again.descriptor)

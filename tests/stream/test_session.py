@@ -33,6 +33,7 @@ from host_agent.stream.session import (
 from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.message import Close, Welcome
 from host_agent.wire.record import State
+from host_agent.wire.tapctl import TapRefused
 from tests.stream.harness import Randomness
 
 GENERATION = bytes(range(16))
@@ -127,6 +128,8 @@ def decider(addresses: int = 2) -> Decider:
         (TapGone("x"), Reopen),
         (RingChanged("x"), Reopen),
         (NotAttached("x"), Reopen),
+        (TapRefused({"error": "not_open"}), Reopen),
+        (TapRefused({"error": "internal"}), Retry),
         (JournalDiffers("x"), Renew),
         (DataKeyMissing("x"), Renew),
         (RingDamaged("x"), Renew),
