@@ -32,7 +32,8 @@ _KEY = TenantKey("acme", bytes(range(32)))
 
 
 def _source(seed: int = 1) -> Source:
-    return Source(Identity("acme", "shop", "host1"), _KEY, random.Random(seed))
+    rng = random.Random(seed)
+    return Source(Identity("acme", "shop", "host1"), _KEY, rng, start_ns=1_767_225_600 * 10**9)
 
 
 def _quiet(seed: int = 1) -> World:

@@ -66,6 +66,7 @@ class Source:
     tenant_key: TenantKey
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     predecessor: bytes | None = None
+    start_ns: int = field(default_factory=time.time_ns)
 
     def __post_init__(self) -> None:
         self.generation = self.rng.randbytes(16)
@@ -77,7 +78,7 @@ class Source:
         self.payloads: list[bytes] = []
         self.hashes: list[bytes] = [bytes(32)]
         self._running = RecordHash()
-        self._time = time.time_ns()
+        self._time = self.start_ns
         self._append(Op.BEGIN, b'{"cause":"first_start"}', disk=NO_DISK)
 
     @property
