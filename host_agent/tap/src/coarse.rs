@@ -25,11 +25,6 @@ impl CoarseMap {
         CoarseMap { bits: vec![0; words.max(1)], shift, is_empty: true }
     }
 
-    /// Whether nothing is marked.
-    pub fn is_empty(&self) -> bool {
-        self.is_empty
-    }
-
     /// Marks a range.
     pub fn mark(&mut self, range: &Range<u64>) {
         if range.start >= range.end {
@@ -85,7 +80,7 @@ mod tests {
                 marked.push(range);
             }
             let (mut set, taken) = (RangeSet::new(), map.take());
-            assert!(map.is_empty() && !taken.is_empty());
+            assert!(map.is_empty && !taken.is_empty);
             taken.add_to(&mut set, size);
             assert!(marked.iter().all(|range| set.contains(range)));
             assert!(set.iter().all(|range| range.end <= size));

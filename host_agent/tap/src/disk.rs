@@ -92,10 +92,10 @@ pub fn open(path: &Path, cache: Cache, is_new: bool) -> Result<DiskFile, OpenErr
         }
         _ => disk,
     };
-    check_size(path, &disk)?;
     if is_new && kind == Kind::File {
         check_format(path, &disk)?;
     }
+    check_size(path, &disk)?;
     take_locks(path, &disk.file)?;
     Ok(disk)
 }

@@ -49,11 +49,6 @@ impl Histogram {
         self.longest = self.longest.max(ns);
     }
 
-    /// How many were counted.
-    pub fn total(&self) -> u64 {
-        self.total
-    }
-
     /// The duration that `per_mille` of all stay within, ns.
     pub fn quantile(&self, per_mille: u64) -> u64 {
         let rank = (self.total * per_mille).div_ceil(1000).max(1);

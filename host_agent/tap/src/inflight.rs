@@ -36,11 +36,6 @@ impl InFlight {
         self.active.is_empty() && self.waiting.is_empty() && self.withheld.is_empty()
     }
 
-    /// Requests that are being done or wait.
-    pub fn count(&self) -> usize {
-        self.active.len() + self.waiting.len()
-    }
-
     /// Whether a request for `range` must wait. What already waits goes first.
     pub fn must_wait(&self, range: &Range<u64>, is_write: bool) -> bool {
         self.active.iter().chain(&self.waiting).any(|item| item.conflicts(range, is_write))

@@ -1,5 +1,7 @@
 //! `holdfast-tap`: serves a host's protected and recovered disks over NBD and records each write.
 
+#![deny(unsafe_code)]
+
 mod clock;
 mod coarse;
 mod disk;
@@ -21,6 +23,7 @@ mod slab;
 mod state;
 mod stats;
 mod stream;
+#[allow(unsafe_code)]
 mod sys;
 #[cfg(test)]
 mod testing;
@@ -33,6 +36,7 @@ use std::process::ExitCode;
 use serde_json::{json, Value};
 
 use engine::Choice;
+use error::TapError;
 use group::open::Places;
 use host::Host;
 use slab::Slab;
@@ -237,7 +241,10 @@ fn answer(host: &mut Host, client: &OwnedFd, message: &mut [u8]) -> Next {
     let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(&message[..length]) else {
         return Next::Gone;
     };
-    let id = fields.get("id").cloned().unwrap_or(Value::Null);
+    let Some(id) = fields.get("id").filter(|id| id.is_u64()).cloned() else {
+        let e = TapError::bad_request("\"id\" must be a whole number");
+        return if send(client, &e.answer(&Value::Null)).is_ok() { Next::More } else { Next::Gone };
+    };
     let reply = match host.request(&fields) {
         Ok(None) => return Next::Stop(id),
         Ok(Some(mut reply)) => {

@@ -1,7 +1,5 @@
 //! Records and their index entries, byte for byte (section 1 and 2 of the formats).
 
-/// A record's header, bytes.
-pub const RECORD_BYTES: usize = 48;
 /// An index entry of the ring, bytes.
 pub const ENTRY_BYTES: usize = 64;
 /// A request's data is recorded in pieces of at most this, bytes.

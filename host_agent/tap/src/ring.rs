@@ -138,7 +138,7 @@ impl Ring {
             let _ = std::fs::remove_file(path);
             return Err(e);
         }
-        let at = Positions::start(name, before);
+        let at = Positions::start(name, [0; 16]);
         let mut ring = Ring::with(file, geometry, at)?;
         ring.write_header(made_at);
         Ok(ring)
@@ -409,7 +409,7 @@ mod tests {
     use crate::testing::{Random, Scratch};
 
     fn small(scratch: &Scratch) -> Ring {
-        Ring::create(&scratch.path("g.ring"), RING_BYTES_MIN, 1, [9; 16], [0; 16]).unwrap()
+        Ring::create(&scratch.path("g.ring"), RING_BYTES_MIN, 1, [9; 16]).unwrap()
     }
 
     fn read_payload(ring: &Ring, seq: u64) -> Vec<u8> {

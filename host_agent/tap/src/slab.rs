@@ -28,11 +28,6 @@ impl<T> Slab<T> {
         }
     }
 
-    /// The number that the next value gets.
-    pub fn next(&self) -> usize {
-        self.free.last().copied().unwrap_or(self.items.len())
-    }
-
     /// The value under a number.
     pub fn get(&self, at: usize) -> Option<&T> {
         self.items.get(at).and_then(Option::as_ref)
@@ -53,11 +48,6 @@ impl<T> Slab<T> {
     /// How many values there are.
     pub fn len(&self) -> usize {
         self.items.len() - self.free.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// All values with their numbers.

@@ -130,11 +130,6 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token, interest)
     }
 
-    /// Ends watching `fd` (closing the last descriptor does so too).
-    pub fn remove(&self, fd: &impl AsRawFd) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_DEL, fd.as_raw_fd(), 0, Interest::READ)
-    }
-
     /// Waits until something is ready or `timeout_ms` went by (-1: for ever).
     pub fn wait(&mut self, timeout_ms: i32, out: &mut Vec<Ready>) -> io::Result<()> {
         out.clear();
@@ -307,7 +302,7 @@ pub fn receive_message(fd: &impl AsRawFd, body: &mut [u8]) -> io::Result<Option<
         let mut next = libc::CMSG_FIRSTHDR(&header);
         while let Some(part) = next.as_ref() {
             if part.cmsg_level == libc::SOL_SOCKET && part.cmsg_type == libc::SCM_RIGHTS {
-                let bytes = part.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let bytes = part.cmsg_len - libc::CMSG_LEN(0) as usize;
                 let data = libc::CMSG_DATA(next).cast::<RawFd>();
                 for at in 0..bytes / std::mem::size_of::<RawFd>() {
                     descriptor = Some(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));

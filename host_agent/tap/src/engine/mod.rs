@@ -129,14 +129,6 @@ impl Engine {
             Engine::Threads(threads) => threads.reap(out),
         }
     }
-
-    /// Requests not yet reaped.
-    pub fn in_flight(&self) -> usize {
-        match self {
-            Engine::Uring(ring) => ring.in_flight(),
-            Engine::Threads(threads) => threads.in_flight(),
-        }
-    }
 }
 
 impl AsRawFd for Engine {

@@ -55,11 +55,6 @@ impl Threads {
         self.staged.push(io);
     }
 
-    /// Requests not yet reaped.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
     /// Starts all that is queued.
     pub fn submit(&mut self) {
         if self.staged.is_empty() {

@@ -54,8 +54,6 @@ pub struct Disk {
     pub stats: DiskStats,
     /// Connections that use it.
     pub clients: u32,
-    /// Whether holes can be punched; unknown means try.
-    pub can_punch: bool,
     /// Only for recovered disks.
     pub recovered: Option<Recovered>,
 }
@@ -89,7 +87,6 @@ impl Disk {
             flush: FlushQueue::default(),
             stats: DiskStats::default(),
             clients: 0,
-            can_punch: true,
             recovered: None,
         }
     }
@@ -267,7 +264,8 @@ impl Core {
     fn try_now(&mut self, request: &Request, data: &Data) -> Option<Answer> {
         let disk = self.disks.get(request.disk)?;
         let is_memory = disk.io.mode == IoMode::Memory;
-        let is_short = request.header.length <= INLINE_SPACE_MAX;
+        let is_short = request.header.length <= INLINE_SPACE_MAX
+            && !(request.is_fua() && disk.recovered.is_some());
         match request.header.command {
             Command::Write => {
                 let bytes = match data {
@@ -275,7 +273,8 @@ impl Core {
                     Data::Owned(buffer) => &buffer[..request.header.length as usize],
                     Data::None => &[],
                 };
-                let is_inline = is_memory || (disk.io.mode == IoMode::Cached && !request.is_fua());
+                let is_slow = request.is_fua() && (!is_memory || disk.recovered.is_some());
+                let is_inline = disk.io.mode != IoMode::Direct && !is_slow;
                 is_inline.then(|| self.write_now(request, bytes))
             }
             Command::Read if is_memory && disk.is_present(&request.range()) => {

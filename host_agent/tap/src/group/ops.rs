@@ -323,10 +323,7 @@ impl Core {
             // Nothing was promised, so nothing was done and nothing is recorded.
             return self.conclude(id, |_, _, _| Answer::Ok);
         }
-        let code = match result {
-            Ok(()) => None,
-            Err(code) => Some(code),
-        };
+        let code = result.err();
         match (op.kind, code) {
             (Kind::Flush | Kind::FlushLog, _) => self.finish_flush(id, code),
             (Kind::SyncRead { .. }, _) => self.finish_sync_read(id, code),
@@ -403,6 +400,20 @@ impl Core {
 
     /// Gives a late answer, unless a hold withholds it.
     pub fn deliver(&mut self, request: Request, answer: Answer) {
+        let is_recovered = || self.disks.get(request.disk).is_some_and(|d| d.recovered.is_some());
+        if matches!(answer, Answer::Ok)
+            && request.header.command != Command::Flush
+            && request.header.flags & FLAG_FUA != 0
+            && request.header.is_recorded()
+            && is_recovered()
+        {
+            // The data is on the disk; what says so must be durable with it.
+            return self.enqueue_flush(request);
+        }
+        self.answer_later(request, answer);
+    }
+
+    fn answer_later(&mut self, request: Request, answer: Answer) {
         if let Some(answer) = self.withhold_if_held(request, answer) {
             self.replies.push(Reply { request, answer });
         }
@@ -472,8 +483,10 @@ impl Core {
         match code {
             None => {
                 for request in requests {
-                    self.noted(&request, RecordOp::Flush);
-                    self.deliver(request, Answer::Ok);
+                    if request.header.command == Command::Flush {
+                        self.noted(&request, RecordOp::Flush);
+                    }
+                    self.answer_later(request, Answer::Ok);
                 }
             }
             Some(code) => {

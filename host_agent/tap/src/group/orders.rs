@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
+use super::control::Wait;
 use super::core::Core;
 use super::open::{add_disk, random_name};
 use super::run::Group;
@@ -233,7 +234,11 @@ impl Group {
             self.end_ctl(slot);
             return false;
         };
-        let id = fields.get("id").cloned().unwrap_or(Value::Null);
+        let Some(id) = fields.get("id").filter(|id| id.is_u64()).cloned() else {
+            let e = TapError::bad_request("\"id\" must be a whole number");
+            self.send_ctl(slot, &e.answer(&Value::Null), None);
+            return self.ctls.get(slot).is_some();
+        };
         let verb = fields.get("do").and_then(Value::as_str).unwrap_or("").to_owned();
         let result = self.answer(slot, &id, &verb, &fields, descriptor);
         match result {
@@ -256,6 +261,14 @@ impl Group {
         fields: &Fields,
         descriptor: Option<OwnedFd>,
     ) -> Result<Option<(Value, Option<OwnedFd>)>, TapError> {
+        let is_opener = self.ctls.get(slot).is_some_and(|ctl| ctl.is_opener);
+        if matches!(verb, "free" | "sync" | "new_generation") && !is_opener {
+            return Err(TapError::new(
+                "not_open",
+                "another connection has this stream's ring, or none has",
+                "Open the stream on this connection first.",
+            ));
+        }
         let answer = match verb {
             "open" => return self.open_ring(slot).map(Some),
             "wait" => return self.wait(slot, id, fields).map(|()| None),
@@ -327,8 +340,9 @@ impl Group {
             return Err(TapError::bad_request("recovered disks have no stream"));
         }
         let deadline_ns = self.core.clock.elapsed_ns() + ms * 1_000_000;
-        let is_kept =
-            self.ctls.get_mut(slot).is_none_or(|ctl| ctl.wait(id.clone(), after, deadline_ns));
+        let records = verbs::number_or(fields, "records", 1)?.max(1);
+        let wait = Wait { id: id.clone(), after, records, deadline_ns };
+        let is_kept = self.ctls.get_mut(slot).is_none_or(|ctl| ctl.wait(wait));
         if is_kept {
             return Ok(());
         }

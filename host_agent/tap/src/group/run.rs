@@ -72,6 +72,8 @@ pub struct Group {
     touched: Vec<usize>,
     counted: u64,
     completions: Vec<Completion>,
+    /// The sync can take another step at once.
+    can_sync: bool,
 }
 
 impl Group {
@@ -111,6 +113,7 @@ impl Group {
             touched: Vec::new(),
             counted: 0,
             completions: Vec::new(),
+            can_sync: false,
         })
     }
 
@@ -144,7 +147,7 @@ impl Group {
     }
 
     fn timeout_ms(&self) -> i32 {
-        if self.core.sync.is_runnable() || !self.core.ready.is_empty() {
+        if self.can_sync || !self.core.ready.is_empty() {
             return 0;
         }
         let now = self.core.clock.elapsed_ns();
@@ -413,10 +416,18 @@ impl Group {
     }
 
     fn run_sync(&mut self) {
+        self.can_sync = false;
         if !self.core.sync.is_wanted() {
             return;
         }
-        let SyncStep::Done(mut answer) = self.core.step_sync() else { return };
+        let mut answer = match self.core.step_sync() {
+            SyncStep::More => {
+                self.can_sync = self.core.sync.is_runnable();
+                return;
+            }
+            SyncStep::Wait => return,
+            SyncStep::Done(answer) => answer,
+        };
         let Some((slot, number, id)) = self.syncing.take() else { return };
         answer["id"] = id;
         answer["ok"] = json!(true);

@@ -1,327 +1,191 @@
-//! What can be asked of a group on `GROUP.stream`.
+//! The verbs of `GROUP.stream`: a request's fields in, an answer out.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 
-use serde_json::{json, Value};
+use serde_json::{json, Map, Value};
 
-use crate::args;
-use crate::error::TapError;
-use crate::failpoint::Wanted;
-use crate::messages::Asked;
-use crate::record::Op as RecordOp;
-use crate::stream::{hex, unhex, Cause};
-
-use super::control;
+use super::control::state_of;
 use super::core::Core;
 use super::fill::Fill;
+use crate::error::TapError;
+use crate::failpoint::Wanted;
+use crate::record::Op as RecordOp;
+use crate::stream::{hex, unhex, Cause, Stream};
 
-/// The longest wait for records, ms.
-const WAIT_MS_MAX: u64 = 60_000;
-/// The window of a provider, bytes.
-const WINDOW_BYTES_MAX: u64 = 4 << 30;
+/// The fields of a request.
+pub type Fields = Map<String, Value>;
 
-/// What a group was told when it began.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The longest hold, ms.
-    pub hold_ms_max: u64,
-    /// Failpoints may be set.
-    pub failpoints: bool,
-    /// Where the generation is kept.
-    pub generation_path: PathBuf,
+/// A whole number that must be there.
+pub fn number(fields: &Fields, name: &str) -> Result<u64, TapError> {
+    let found = fields.get(name).and_then(Value::as_u64);
+    found.ok_or_else(|| TapError::bad_request(format!("{name} must be a whole number")))
 }
 
-/// What becomes of a request.
-pub enum Outcome {
-    /// This answer.
-    Answer(Value),
-    /// This answer and the ring; the client is the opener now.
-    Opened(Value, File),
-    /// The client is the provider now.
-    Provides,
-    /// An answer when there is something to tell.
-    Wait {
-        /// It has all up to this.
-        after: u64,
-        /// It wants at least so many more.
-        records: u64,
-        /// But not later than this, ns of the tap's clock.
-        until_ns: u64,
-    },
-    /// An answer when the sync that began has something to tell.
-    Sync,
-    /// An answer when the generation is durable.
-    Saving,
-}
-
-/// Serves one request.
-pub fn handle(
-    core: &mut Core,
-    settings: &Settings,
-    asked: Asked,
-    is_opener: bool,
-    is_provider: bool,
-) -> Result<Outcome, TapError> {
-    let body = &asked.body;
-    if core.stream.is_none() {
-        return handle_recovered(core, settings, asked, is_provider);
+/// A whole number, or `otherwise` where it is absent or null.
+pub fn number_or(fields: &Fields, name: &str, otherwise: u64) -> Result<u64, TapError> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(otherwise),
+        Some(_) => number(fields, name),
     }
-    let answer = match asked.verb.as_str() {
-        "open" => return open(core),
-        "wait" => return wait(core, body),
-        "free" => free(core, body, is_opener)?,
-        "sync" => return sync(core, body, is_opener),
-        "mark" => {
-            let body = args::object(body, "body")?;
-            say(core, RecordOp::Mark, body)?
-        }
-        "record" => {
-            let op = match args::text(body, "op")? {
-                "config" => RecordOp::Config,
-                "commit" => RecordOp::Commit,
-                "handover" => RecordOp::Handover,
-                other => {
-                    let message = format!("{other:?} is no record that an agent may write");
-                    return Err(TapError::bad_request(message));
-                }
-            };
-            say(core, op, args::object(body, "body")?)?
-        }
-        "hold" => hold(core, settings, body)?,
-        "release" => release(core, body)?,
-        "new_generation" => return new_generation(core, settings, body, is_opener),
-        "state" => control::state(core),
-        "failpoint" => failpoint(core, settings, body)?,
-        other => return Err(unknown(other)),
+}
+
+/// A text that must be there.
+pub fn text<'a>(fields: &'a Fields, name: &str) -> Result<&'a str, TapError> {
+    let found = fields.get(name).and_then(Value::as_str);
+    found.ok_or_else(|| TapError::bad_request(format!("{name} must be a text")))
+}
+
+fn body(fields: &Fields) -> Result<&Value, TapError> {
+    let found = fields.get("body").filter(|body| body.is_object());
+    found.ok_or_else(|| TapError::bad_request("body must be an object"))
+}
+
+/// A cause by its word.
+pub fn cause(fields: &Fields) -> Result<Cause, TapError> {
+    let name = text(fields, "cause")?;
+    Cause::of(name).ok_or_else(|| TapError::bad_request(format!("{name:?} is no cause")))
+}
+
+fn stream(core: &mut Core) -> Result<&mut Stream, TapError> {
+    core.stream.as_mut().ok_or_else(|| TapError::bad_request("recovered disks have no stream"))
+}
+
+/// Verbs that are answered at once and concern nothing but the core.
+pub fn simple(core: &mut Core, verb: &str, fields: &Fields) -> Result<Value, TapError> {
+    match verb {
+        "state" => stream(core).map(|_| ()).map(|()| state_of(core)),
+        "free" => free(core, fields),
+        "mark" => say(core, RecordOp::Mark, fields, true),
+        "record" => record(core, fields),
+        "release" => release(core, fields),
+        "fill" => fill(core, fields),
+        "served" => core.served(number(fields, "ticket")?).map(|()| json!({})),
+        "refuse" => core.refuse(number(fields, "ticket")?).map(|()| json!({})),
+        "missing" => missing(core, fields),
+        _ => Err(TapError::bad_request(format!("{verb:?} is no verb of a group"))),
+    }
+}
+
+fn free(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let (seq, anchor) = (number(fields, "seq")?, number_or(fields, "anchor", 0)?);
+    let hash = match fields.get("anchor_hash") {
+        None | Some(Value::Null) if anchor == 0 => Some([0; 32]),
+        _ => unhex::<32>(text(fields, "anchor_hash")?),
     };
-    Ok(Outcome::Answer(answer))
+    let hash =
+        hash.ok_or_else(|| TapError::bad_request("anchor_hash must be 64 hexadecimal digits"))?;
+    let result = stream(core)?.ring.free(seq, anchor, hash);
+    result.map(|()| json!({})).map_err(TapError::bad_request)
 }
 
-fn unknown(verb: &str) -> TapError {
-    TapError::bad_request(format!("this group does not know the verb {verb:?}"))
-}
-
-fn not_opener() -> TapError {
-    TapError::new(
-        "not_open",
-        "another connection has this stream's ring, or none has",
-        "Open the stream on this connection first.",
-    )
-}
-
-fn no_stream() -> TapError {
-    TapError::bad_request("a group of recovered disks has no stream")
-}
-
-fn open(core: &mut Core) -> Result<Outcome, TapError> {
-    let stream = core.stream.as_mut().ok_or_else(no_stream)?;
-    let reader = stream.ring.reader().map_err(|e| TapError::system("open the ring", &e))?;
-    let at = stream.ring.positions();
-    let predecessor = (at.predecessor != [0; 16]).then(|| hex(&at.predecessor));
-    let answer = json!({
-        "generation": hex(&at.generation),
-        "predecessor": predecessor,
-        "head": at.head,
-        "freed": at.freed,
-        "payload_head": at.payload_head,
-        "payload_freed": at.payload_freed,
-        "anchor": at.anchor,
-        "anchor_hash": hex(&at.anchor_hash),
-        "state": stream.state().name(),
-        "cause": stream.cause().name(),
-        "disks": stream.disks(),
-    });
-    // A sync of the opener before is nobody's any more.
-    core.sync.cancel();
-    Ok(Outcome::Opened(answer, reader))
-}
-
-fn wait(core: &Core, body: &Value) -> Result<Outcome, TapError> {
-    let after = args::number(body, "after")?;
-    let ms = args::number(body, "ms")?.min(WAIT_MS_MAX);
-    let records = args::number_or(body, "records", 1)?.max(1);
-    let until_ns = core.clock.elapsed_ns() + ms * 1_000_000;
-    Ok(Outcome::Wait { after, records, until_ns })
-}
-
-fn free(core: &mut Core, body: &Value, is_opener: bool) -> Result<Value, TapError> {
-    if !is_opener {
-        return Err(not_opener());
-    }
-    let (seq, anchor) = (args::number(body, "seq")?, args::number(body, "anchor")?);
-    let hash = unhex::<32>(args::text(body, "anchor_hash")?);
-    let hash = hash.ok_or_else(|| TapError::bad_request("\"anchor_hash\" has 64 hex digits"))?;
-    let stream = core.stream.as_mut().ok_or_else(no_stream)?;
-    let freed = stream.ring.free(seq, anchor, hash);
-    freed.map_err(|e| TapError::new("bad_position", e, "Open the stream again and compare."))?;
-    Ok(json!({}))
-}
-
-fn sync(core: &mut Core, body: &Value, is_opener: bool) -> Result<Outcome, TapError> {
-    if !is_opener {
-        return Err(not_opener());
-    }
-    let bytes = args::number(body, "bytes")?;
-    let cause = cause_of(body)?;
-    if core.sync.is_wanted() {
-        return Err(TapError::passing(
-            "sync_running",
-            "the sync before is not answered yet",
-            "Wait for its answer.",
-        ));
-    }
-    core.begin_sync(bytes, cause);
-    Ok(Outcome::Sync)
-}
-
-fn cause_of(body: &Value) -> Result<Option<Cause>, TapError> {
-    let Some(name) = args::text_maybe(body, "cause")? else { return Ok(None) };
-    match Cause::of(name) {
-        Some(cause) => Ok(Some(cause)),
-        None => Err(TapError::bad_request(format!("{name:?} is no cause of a sync"))),
-    }
-}
-
-fn say(core: &mut Core, op: RecordOp, body: &Value) -> Result<Value, TapError> {
+fn say(core: &mut Core, op: RecordOp, fields: &Fields, is_timed: bool) -> Result<Value, TapError> {
+    core.clock.tick();
     let now = core.clock.wall_ns;
-    let stream = core.stream.as_mut().ok_or_else(no_stream)?;
-    let (seq, time) = stream.say(op, body, now)?;
-    Ok(json!({ "seq": seq, "time": time }))
+    let (seq, time) = stream(core)?.say(op, body(fields)?, now)?;
+    Ok(if is_timed { json!({ "seq": seq, "time": time }) } else { json!({ "seq": seq }) })
 }
 
-fn hold(core: &mut Core, settings: &Settings, body: &Value) -> Result<Value, TapError> {
-    let checkpoint = args::text(body, "checkpoint")?;
-    if unhex::<16>(checkpoint).is_none() {
-        return Err(TapError::bad_request("\"checkpoint\" has 32 hex digits"));
+fn record(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let op = match text(fields, "op")? {
+        "config" => RecordOp::Config,
+        "commit" => RecordOp::Commit,
+        "handover" => RecordOp::Handover,
+        other => return Err(TapError::bad_request(format!("{other:?} cannot be recorded"))),
+    };
+    say(core, op, fields, false)
+}
+
+/// Begins a hold of at most `limit_ms`.
+pub fn hold(core: &mut Core, fields: &Fields, limit_ms: u64) -> Result<Value, TapError> {
+    core.clock.tick();
+    let wanted = number(fields, "timeout_ms")?;
+    if wanted == 0 {
+        return Err(TapError::bad_request("timeout_ms must be at least 1"));
     }
-    let limit_ms = args::number(body, "timeout_ms")?.clamp(1, settings.hold_ms_max);
-    let marker = args::object(body, "body")?;
-    let (seq, time) = core.hold(checkpoint, limit_ms, marker)?;
-    Ok(json!({ "seq": seq, "time": time, "timeout_ms": limit_ms }))
+    let placed = core.hold(text(fields, "checkpoint")?, wanted.min(limit_ms), body(fields)?)?;
+    Ok(json!({ "seq": placed.0, "time": placed.1 }))
 }
 
-fn release(core: &mut Core, body: &Value) -> Result<Value, TapError> {
-    let ended = core.release(args::text(body, "checkpoint")?)?;
-    let state = core.stream.as_ref().map_or("", |stream| stream.state().name());
-    Ok(json!({ "by_timer": ended.by_timer, "held_us": ended.held_us, "state": state }))
+fn release(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let ended = core.release(text(fields, "checkpoint")?)?;
+    Ok(json!({ "by_timer": ended.by_timer, "held_us": ended.held_us }))
 }
 
-fn new_generation(
-    core: &mut Core,
-    settings: &Settings,
-    body: &Value,
-    is_opener: bool,
-) -> Result<Outcome, TapError> {
-    if !is_opener {
-        return Err(not_opener());
-    }
-    let cause = cause_of(body)?.unwrap_or(Cause::Forced);
-    let name = crate::state::random_name().map_err(|e| TapError::system("random numbers", &e))?;
+/// The slot of a disk by its name.
+pub fn slot(core: &Core, fields: &Fields) -> Result<usize, TapError> {
+    let name = text(fields, "disk")?;
+    let found = core.disks.iter().find(|(_, disk)| disk.name == name).map(|(slot, _)| slot);
+    found.ok_or_else(|| {
+        let message = format!("group {} has no disk {name:?}", core.name);
+        TapError::new("no_such_disk", message, "`status` lists the disks of each group.")
+    })
+}
+
+/// Begins a new numbering named `name`. The caller made the name durable before.
+pub fn restart(core: &mut Core, cause: Cause, name: [u8; 16]) -> Result<Value, TapError> {
+    core.clock.tick();
     let now = core.clock.wall_ns;
-    core.sync.cancel();
-    let stream = core.stream.as_mut().ok_or_else(no_stream)?;
-    stream.restart(name, cause, now);
-    core.to_save = Some((settings.generation_path.clone(), name));
-    Ok(Outcome::Saving)
+    core.end_hold(false);
+    stream(core)?.restart(name, cause, now);
+    Ok(json!({ "generation": hex(&name) }))
 }
 
-fn failpoint(core: &mut Core, settings: &Settings, body: &Value) -> Result<Value, TapError> {
-    if !settings.failpoints {
-        return Err(TapError::new(
-            "no_failpoints",
-            "this tap was started without failpoints",
-            "Start it with --failpoints, for tests only.",
-        ));
-    }
-    let name = args::text(body, "disk")?;
+/// Sets a failpoint.
+pub fn failpoint(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let at = slot(core, fields)?;
     let wanted = Wanted {
-        op: args::text(body, "op")?,
-        error: args::text_maybe(body, "error")?,
-        after: args::number_or(body, "after", 0)?,
-        count: args::number_or(body, "count", 0)?,
-        delay_ms: args::number_or(body, "delay_ms", 0)?,
-        short: args::number_or(body, "short", 0)?,
+        op: text(fields, "op")?,
+        error: fields.get("error").and_then(Value::as_str),
+        after: number_or(fields, "after", 0)?,
+        count: number_or(fields, "count", 0)?,
+        delay_ms: number_or(fields, "delay_ms", 0)?,
+        short: number_or(fields, "short", 0)?,
     };
-    let slot = slot_of(core, name)?;
-    if let Some(disk) = core.disks.get_mut(slot) {
+    if let Some(disk) = core.disks.get_mut(at) {
         disk.failpoints.set(&wanted)?;
     }
     Ok(json!({}))
 }
 
-fn slot_of(core: &Core, name: &str) -> Result<usize, TapError> {
-    let found = core.disks.iter().find(|(_, disk)| disk.name == name).map(|(slot, _)| slot);
-    found.ok_or_else(|| {
-        TapError::new(
-            "no_such_disk",
-            format!("this group has no disk {name:?}"),
-            "`status` lists the disks.",
-        )
-    })
-}
-
-fn handle_recovered(
+/// Takes a provider and its window.
+pub fn provide(
     core: &mut Core,
-    settings: &Settings,
-    asked: Asked,
-    is_provider: bool,
-) -> Result<Outcome, TapError> {
-    let body = &asked.body;
-    let answer = match asked.verb.as_str() {
-        "provide" => {
-            let bytes = args::number(body, "window_bytes")?;
-            let window = asked.descriptor.map(File::from);
-            let window = window.ok_or_else(|| TapError::bad_request("the window is missing"))?;
-            let length = window.metadata().map(|meta| meta.len());
-            let length = length.map_err(|e| TapError::system("the window", &e))?;
-            if bytes > length || bytes > WINDOW_BYTES_MAX {
-                let message = "the window is shorter than that, or longer than 4 GiB";
-                return Err(TapError::bad_request(message));
-            }
-            core.set_provider(window, bytes);
-            return Ok(Outcome::Provides);
-        }
-        "fill" | "served" | "refuse" if !is_provider => return Err(not_provider()),
-        "fill" => {
-            let slot = slot_of(core, args::text(body, "disk")?)?;
-            let at = match body.get("at") {
-                None | Some(Value::Null) => None,
-                Some(_) => Some(args::number(body, "at")?),
-            };
-            let (offset, length) = (args::number(body, "offset")?, args::number(body, "length")?);
-            json!({ "written": core.fill(slot, Fill { offset, length, at })? })
-        }
-        "served" => {
-            core.served(args::number(body, "ticket")?)?;
-            json!({})
-        }
-        "refuse" => {
-            core.refuse(args::number(body, "ticket")?)?;
-            json!({})
-        }
-        "missing" => missing(core, body)?,
-        "failpoint" => failpoint(core, settings, body)?,
-        other => return Err(unknown(other)),
+    fields: &Fields,
+    window: Option<OwnedFd>,
+) -> Result<Value, TapError> {
+    if core.stream.is_some() {
+        return Err(TapError::bad_request("protected disks are not filled"));
+    }
+    let window =
+        window.ok_or_else(|| TapError::bad_request("the window's descriptor is missing"))?;
+    core.set_provider(File::from(window), number(fields, "window_bytes")?);
+    Ok(json!({}))
+}
+
+fn fill(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let at = slot(core, fields)?;
+    let place = match fields.get("at") {
+        None | Some(Value::Null) => None,
+        Some(_) => Some(number(fields, "at")?),
     };
-    Ok(Outcome::Answer(answer))
+    let fill =
+        Fill { offset: number(fields, "offset")?, length: number(fields, "length")?, at: place };
+    if core.stream.is_some() {
+        return Err(TapError::bad_request("protected disks are not filled"));
+    }
+    core.fill(at, fill).map(|written| json!({ "written": written }))
 }
 
-fn not_provider() -> TapError {
-    TapError::new(
-        "not_providing",
-        "another connection provides this group, or none does",
-        "Send `provide` on this connection first.",
-    )
-}
-
-fn missing(core: &Core, body: &Value) -> Result<Value, TapError> {
-    let slot = slot_of(core, args::text(body, "disk")?)?;
-    let from = args::number(body, "from")?;
-    let gap = core.disks.get(slot).and_then(|disk| {
+fn missing(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
+    let (at, from) = (slot(core, fields)?, number_or(fields, "from", 0)?);
+    let disk = core.disks.get(at);
+    let gap = disk.and_then(|disk| {
         let map = disk.recovered.as_ref()?;
-        map.present.next_gap(from, disk.size)
+        map.present.gaps(&(from.min(disk.size)..disk.size)).into_iter().next()
     });
-    let gap = gap.unwrap_or(0..0);
-    Ok(json!({ "offset": gap.start, "length": gap.end - gap.start }))
+    Ok(match gap {
+        Some(gap) => json!({ "offset": gap.start, "length": gap.end - gap.start }),
+        None => json!({ "offset": from, "length": 0 }),
+    })
 }

@@ -18,8 +18,6 @@ const IN_FLIGHT_MAX: usize = 1024;
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Replies that wait for the client to read, bytes; beyond it nothing is read from it.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
-/// A wrong request's data is skipped up to this, bytes; beyond it the connection ends.
-const SKIP_BYTES_MAX: u32 = 2 * REQUEST_BYTES_MAX;
 /// A client has so long for the handshake, ns.
 const HANDSHAKE_NS_MAX: u64 = 10_000_000_000;
 
@@ -221,7 +219,7 @@ impl Conn {
         if let Err(error) = checked {
             self.refuse(core, agreed, &header, error);
             if is_write {
-                if header.length > SKIP_BYTES_MAX {
+                if header.length > REQUEST_BYTES_MAX {
                     return Err(End::Malformed);
                 }
                 self.skip = header.length as usize;

@@ -28,8 +28,6 @@ pub enum Errno {
     Invalid = 22,
     /// No space left, or past the end.
     NoSpace = 28,
-    /// Too large.
-    Overflow = 75,
     /// Cannot be done in the way asked for.
     NotSupported = 95,
     /// The server ends.

@@ -191,13 +191,6 @@ impl OutQueue {
             }
         }
     }
-
-    /// Gives up memory that an idle connection does not need.
-    pub fn shrink(&mut self) {
-        if self.bytes == 0 {
-            self.spare = Vec::new();
-        }
-    }
 }
 
 fn simple(out: &mut Vec<u8>, cookie: u64, error: u32) {

@@ -121,7 +121,7 @@ pub fn is_in_memory(file: &File) -> io::Result<bool> {
         check(libc::fstatfs(file.as_raw_fd(), &mut stat))?;
         stat.f_type as i64
     };
-    Ok(kind == libc::TMPFS_MAGIC as i64 || kind == RAMFS_MAGIC)
+    Ok(kind == libc::TMPFS_MAGIC || kind == RAMFS_MAGIC)
 }
 
 /// The unit of direct I/O on an open file, bytes; `None` when the kernel does not tell.

@@ -35,11 +35,6 @@ impl Uring {
         Ok(Uring { ring, held, free, waiting, unsubmitted: 0 })
     }
 
-    /// How much is with the kernel or waits for it.
-    pub fn in_flight(&self) -> usize {
-        self.held.len() - self.free.len() + self.waiting.len()
-    }
-
     /// Queues one; it begins at the next [`Uring::submit`].
     pub fn push(&mut self, io: Io) {
         // The completion queue has twice the entries: beyond the submission queue's size
