@@ -150,6 +150,9 @@ async def test_what_a_person_gets_wrong_is_a_sentence(folder: Path) -> None:
         assert "demo" in unknown["hint"]
         tag = await host.ask("checkpoint", GROUP, "--tag", "a\nb", allowed=1)
         assert tag["error"] == "bad_request"
+        # Paused, nothing brings the new generation over before the question is asked.
+        await host.ask("pause", GROUP)
+        await host.ask("pause", GROUP)  # else the sync may be over before the next command
         host.tap.new_generation("forced")
         dirty = await host.ask("checkpoint", GROUP, allowed=1)
         assert dirty["error"] in ("not_recording", "not_attached", "tap_gone")
