@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
 from tests.bench.control import Control
 
 _GRID = 4096
-_WAIT_MS = 20
+_WAIT_MS = 5
+#: So often, about, it gives back what came meanwhile: a fraction of any ring, and few messages.
+_TURN_SECONDS = 0.004
+_BATCH_MAX = 4096
 _SYNC_BYTES = 16 * 1024 * 1024
 #: The record hash is the agent's to compute; the tap only keeps it.
 _NO_HASH = bytes(32).hex()
@@ -54,25 +58,30 @@ class Drainer:
             self._control.call("free", seq=head, anchor=anchor, anchor_hash=_NO_HASH)
             self._freed = head
 
-    def run(self, batch: int) -> None:
-        """Wait for `batch` records or 20 ms, give back what is there; until stopped."""
+    def run(self) -> None:
+        """Wait for about as much as came in the last turn, give it back; until stopped."""
+        batch, before = 1, time.monotonic()
         while True:
             answer = self._control.call("wait", after=self._freed + batch, ms=_WAIT_MS)
             if answer["state"] != "recording":
                 self.left_recording += 1
                 self._state = answer["state"]
                 self.sync()
+            now = time.monotonic()
+            came = answer["head"] - self._freed
+            batch = min(_BATCH_MAX, max(1, round(came * _TURN_SECONDS / (now - before))))
+            before = now
             self.free(answer["head"])
 
 
 def main() -> int:
-    """`drain SOCKET BATCH`: ends 0 at SIGTERM."""
+    """`drain SOCKET`: ends 0 at SIGTERM."""
     signal.signal(signal.SIGTERM, _stop)
     drainer = Drainer(Control(sys.argv[1]))
     try:
         drainer.sync()
         print("recording", flush=True)
-        drainer.run(int(sys.argv[2]))
+        drainer.run()
     except _Stopped:
         pass
     print(json.dumps({"left_recording": drainer.left_recording}), flush=True)

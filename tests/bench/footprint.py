@@ -81,14 +81,14 @@ def tap_memory_cases(directory: Path) -> Iterator[Case]:
     loads = {"4k": small, "1m": replace(small, kind="write", block_bytes=MIB)}
     for name, load in loads.items():
         with workspace(directory) as place, run_tap(place) as tap:
-            attached = tap.attach("memory", make_disk(place / "disk.img", DISK_BYTES), 128 * MIB)
+            attached = tap.attach("memory", make_disk(place / "disk.img", DISK_BYTES), 1024 * MIB)
 
             def beside(pid: int = tap.pid, run_dir: Path = place) -> float:
                 return resident_beside(pid, run_dir) / MIB
 
             with drained(place, attached), Peak(beside) as peak:
                 run_fio(load, attached.uri)
-            note = f"in all {resident_bytes(tap.pid) / MIB:.0f} MiB with a ring of 128 MiB"
+            note = f"in all {resident_bytes(tap.pid) / MIB:.0f} MiB with a ring of 1 GiB"
         yield limit(f"tap_memory_{name}", "MiB", peak.value, _TAP_MIB_MAX, note)
 
 
@@ -104,7 +104,7 @@ def agent_memory_case(directory: Path) -> Iterator[Case]:
         with Peak(beside) as peak:
             run_fio(replace(LOAD, seconds=_LOAD_SECONDS), uri)
             site.settle()
-        note = f"in all {resident_bytes(site.agent.pid) / MIB:.0f} MiB with the ring mapped"
+        note = f"in all {resident_bytes(site.agent.pid) / MIB:.0f} MiB resident"
     yield limit("agent_memory", "MiB", peak.value, _AGENT_MIB_MAX, note)
 
 

@@ -17,8 +17,6 @@ from tests.bench.watch import Facts
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
-#: Records that a drainer takes at once: 16 MiB of 4 KiB writes, an eighth of the default ring.
-_DRAIN_RECORDS = 4096
 
 
 def tap_binary() -> Path:
@@ -92,7 +90,7 @@ def drained(directory: Path, attached: Attached) -> Iterator[None]:
     """The stream is recording inside the block; BenchFailed if it ever stopped to."""
     command = [sys.executable, "-m", "tests.bench.drain", str(attached.stream_socket)]
     name = f"drain-{attached.group}"
-    with Process(name, [*command, str(_DRAIN_RECORDS)], directory) as process:
+    with Process(name, command, directory) as process:
         _wait_for_line(process, "recording")
         yield
         process.check()

@@ -98,19 +98,20 @@ def tmpfs_cases(directory: Path, tap: Tap) -> Iterator[Case]:
     """Everything beside qemu-nbd and nbdkit, on tmpfs."""
     disks = {name: make_disk(directory / f"{name[:4]}.img", DISK_BYTES) for name in _TMPFS_SERVERS}
     with ExitStack() as stack:
-        attached = tap.attach("drained", disks[OURS], RING_BYTES)
         uris = {
-            OURS: attached.uri,
             QEMU: stack.enter_context(qemu_nbd(directory, disks[QEMU])),
             NBDKIT: stack.enter_context(nbdkit_file(directory, disks[NBDKIT])),
         }
-        stack.enter_context(drained(directory, attached))
-        yield from small_cases(Servers(uris))
-        yield from large_cases(Servers(uris))
-        disks[QEMU].unlink()
-        disks[NBDKIT].unlink()
-        native = make_disk(directory / "native.img", DISK_BYTES)
-        yield from native_cases(native, attached.uri)
+        attached = tap.attach("small", disks[OURS], RING_BYTES)
+        with drained(directory, attached):
+            yield from small_cases(Servers({OURS: attached.uri, **uris}))
+        # A taker that is late by one turn of the scheduler must not find a full ring.
+        large = make_disk(directory / "large.img", DISK_BYTES)
+        attached = tap.attach("large", large, LARGE_RING_BYTES)
+        with drained(directory, attached):
+            yield from large_cases(Servers({OURS: attached.uri, **uris}))
+            native = make_disk(directory / "native.img", DISK_BYTES)
+            yield from native_cases(native, attached.uri)
 
 
 _TMPFS_SERVERS = (OURS, QEMU, NBDKIT)
