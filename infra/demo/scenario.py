@@ -23,7 +23,7 @@ from infra.demo.site import Site
 STEPS = 11
 _BEFORE, _AFTER = "before-damage", "after-damage"
 #: How long the database works between two checkpoints, seconds.
-_WORK_SECONDS = 1.5
+_WORK_SECONDS = 1.0
 _ROUND = 50
 
 
