@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from host_agent.wire.errors import HoldfastError
+from workers.cli.journal import VerifyOptions, journal_app, verify_command
 from workers.cli.keys import keys_app
+from workers.cli.options import command
 from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
 from workers.cli.restore import restore_app
 
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(restore_app, name="restore")
 app.add_typer(keys_app, name="keys")
+app.add_typer(journal_app, name="journal")
+command(app, "verify", VerifyOptions)(verify_command)
 
 
 def _show_version(wanted: bool) -> None:
