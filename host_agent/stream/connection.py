@@ -76,7 +76,7 @@ class Connection:
         self._behind = False
         self._asked: int | None = None
         self._probes = Signal()
-        self._sync = SyncDriver(ring, shared, lambda: ledger.sent)
+        self._sync = SyncDriver(ring, shared, ledger, preparer)
 
     @property
     def ledger(self) -> Ledger:
@@ -131,11 +131,18 @@ class Connection:
             self._behind = False
             await self._ring.changed.wait()
         deadline = self._means.clock.monotonic() + self._settings.linger_seconds
-        while not self._behind and self._urgent < first:
+        while not self._is_enough(first):
             left = deadline - self._means.clock.monotonic()
-            if left <= 0 or self._ring.state.head - first + 1 >= _LINGER_RECORDS:
+            if left <= 0:
                 return
             await self._ring.changed.wait(left)
+
+    def _is_enough(self, first: int) -> bool:
+        """Whether a frame is worth its while already, or must not wait."""
+        is_many = self._ring.state.head - first + 1 >= _LINGER_RECORDS
+        # A sync's blocks are large and nobody's latest work: the line should never idle for them.
+        hurries = self._behind or self._urgent >= first or self._ring.wants_sync
+        return is_many or hurries or self._preparer.backlog_bytes >= self._bounds().plain
 
     def _bounds(self) -> FrameLimits:
         rates = [b.rate for b in (self._buckets.replication, self._buckets.throttle) if b.rate]

@@ -22,7 +22,7 @@ from host_agent.wire.errors import WireError
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.message import pack_frame_head
 from host_agent.wire.names import Identity
-from host_agent.wire.record import State, check_records
+from host_agent.wire.record import Records, State, check_records
 from host_agent.wire.seal import FrameSealer
 
 #: Entries read at a time where only the record hash is wanted: 1 MiB.
@@ -72,6 +72,14 @@ class Preparer:
         self._running = running
         self._state = state
         self._look = _LOOK_MIN
+        self._payload_end: int | None = None
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Payload bytes in the ring that no frame holds yet; 0 before the first frame."""
+        if self._payload_end is None:
+            return 0
+        return max(0, self._ring.payload_head() - self._payload_end)
 
     @property
     def next_seq(self) -> int:
@@ -98,6 +106,7 @@ class Preparer:
             raise RingDamaged(f"The ring holds an impossible record: {error.message}") from None
         payload = self._ring.payload(entries)
         self._ring.check_current()
+        self._note_payload_end(entries)
         markers = markers_of(records, payload)
         self._running.update(records)
         self._state = state_after(records, self._state)
@@ -120,6 +129,11 @@ class Preparer:
             anchor=self._running.anchor,
             anchor_hash=self._running.anchor_hash,
         )
+
+    def _note_payload_end(self, entries: Records) -> None:
+        rows = entries[entries["payload_length"] > 0]
+        if len(rows):
+            self._payload_end = int(rows[-1]["payload_pos"]) + int(rows[-1]["payload_length"])
 
 
 @dataclass(frozen=True)

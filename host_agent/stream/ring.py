@@ -67,6 +67,13 @@ class RingFile:
         if self._read(16, _GENERATION_OFFSET) != self.header.generation:
             raise RingChanged("The tap began a new generation in this ring.")
 
+    def payload_head(self) -> int:
+        """Payload bytes that were ever recorded, unused ends of the area included.
+
+        As the tap last wrote it down: good enough to see how far behind a reader is.
+        """
+        return int.from_bytes(self._read(8, _USAGE_OFFSET + 8), "little")
+
     def usage(self) -> RingUsage:
         """How full the ring is, as the tap last wrote it down. For people, not for decisions."""
         fields = _USAGE.unpack(self._read(_USAGE.size, _USAGE_OFFSET))

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-
+from host_agent.stream.ledger import Ledger
 from host_agent.stream.parts import OpenRing, Shared
 from host_agent.stream.ports import SyncStep
-from host_agent.stream.prepare import Prepared
+from host_agent.stream.prepare import Prepared, Preparer
+from host_agent.stream.signals import Signal
 from host_agent.wire.record import State
 from host_agent.wire.tapctl import TapRefused
 
 #: How long to wait when the ring has no room, the line is behind, or the tap had nothing to do.
 _BUSY_SECONDS = 0.02
 _BUDGET_BYTES_MIN = 64 * 1024
+#: Records that may be ahead of the line: zeroes have no payload, but take entries of the ring.
+_AHEAD_RECORDS_MAX = 16_384
 
 
 class SyncDriver:
-    """Keeps a little of the sync ahead of the line, never so much that guests' writes lack room.
+    """Keeps a little of the sync ahead of the line, never so much that guests' writes lack room."""
 
-    `sent` tells up to which position frames have left.
-    """
-
-    def __init__(self, ring: OpenRing, shared: Shared, sent: Callable[[], int]) -> None:
+    def __init__(self, ring: OpenRing, shared: Shared, ledger: Ledger, preparer: Preparer) -> None:
         self._ring = ring
         self._settings, self._clock = shared.settings, shared.means.clock
         self._bucket = shared.buckets.sync
         self._progress = shared.figures.sync
-        self._sent = sent
-        self._ahead: deque[tuple[int, int]] = deque()
+        self._ledger = ledger
+        self._preparer = preparer
         self._ratio = 1.0
+        self._moved = Signal()
 
     def on_prepared(self, frame: Prepared) -> None:
         """A frame was made. What of it a sync read counts against the sync's limit."""
+        self._moved.notify()
         if frame.from_sync:
             self._bucket.take(
                 frame.size * frame.from_sync / max(1, frame.plain), self._clock.monotonic()
@@ -44,13 +44,12 @@ class SyncDriver:
         while True:
             if not self._ring.wants_sync:
                 self._progress.on_recording()
-                self._ahead.clear()
                 await self._ring.changed.wait()
                 continue
             budget = self._budget()
             wait = self._hold_back(budget)
             if wait > 0:
-                await self._ring.changed.wait(wait)
+                await self._moved.wait(wait)
                 continue
             await self._step(budget)
 
@@ -64,23 +63,19 @@ class SyncDriver:
             # A request of a connection that broke is still being served.
             await self._ring.changed.wait(_BUSY_SECONDS)
             return
-        # The answer does not say where the blocks lie in the stream; the state after it does.
-        state = await tap.state()
-        self._ring.see(state)
-        self._ahead.append((state.head, step.read))
+        # The answer does not say how far the stream is now.
+        self._ring.see(await tap.state())
         self._account(step)
         if step.busy or (step.read == 0 and self._ring.wants_sync):
             await self._ring.changed.wait(_BUSY_SECONDS)
 
     def _hold_back(self, budget: int) -> float:
-        sent = self._sent()
-        if self._ring.state.state == State.DIRTY and self._ring.state.head > sent:
+        unsent = self._ring.state.head - self._ledger.sent
+        if self._ring.state.state == State.DIRTY and unsent > 0:
             # What guests wrote before comes first: it completes the last good point.
             return _BUSY_SECONDS
-        while self._ahead and self._ahead[0][0] <= sent:
-            self._ahead.popleft()
-        limit = self._settings.sync_ahead_bytes if self._bucket.rate is None else budget
-        if sum(size for _, size in self._ahead) >= limit:
+        ahead_max = self._settings.sync_ahead_bytes if self._bucket.rate is None else budget
+        if unsent >= _AHEAD_RECORDS_MAX or self._preparer.backlog_bytes >= ahead_max:
             return _BUSY_SECONDS
         return self._bucket.wait_seconds(self._clock.monotonic())
 

@@ -90,7 +90,12 @@ class FakeRing:
         row += struct.pack("<I", google_crc32c.value(row))
         os.pwrite(self.descriptor, row, self.index_at + self.head % self.slots * 64)
         self._ends[self.head] = self.payload_head
+        self._write_positions()
         return self.head
+
+    def _write_positions(self) -> None:
+        at = (self.head, self.payload_head, self.freed, self.payload_freed)
+        os.pwrite(self.descriptor, struct.pack("<QQQQ", *at), 128)
 
     def free(self, seq: int) -> None:
         if seq > self.freed:
@@ -98,6 +103,7 @@ class FakeRing:
             for old in range(self.freed + 1, seq + 1):
                 self._ends.pop(old, None)
             self.freed = seq
+            self._write_positions()
 
 
 @dataclass
