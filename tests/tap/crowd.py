@@ -51,6 +51,11 @@ class Act:
     completed: int = _FOREVER
     seen: bytes = b""
 
+    def is_like(self, other: Act) -> bool:
+        """Whether both ask for the same."""
+        mine = (self.command, self.offset, self.length, self.flags)
+        return mine == (other.command, other.offset, other.length, other.flags)
+
 
 @dataclass
 class Crowd:
@@ -101,6 +106,14 @@ class Crowd:
         self.clients[who].wire.send(out)
 
     def _draw(self) -> Act:
+        """The next request. Two equal trims or zeroes in flight could not be told apart."""
+        while True:
+            act = self._guess()
+            flying = self._flying.values()
+            if act.command in (nbd.WRITE, nbd.FLUSH) or not any(map(act.is_like, flying)):
+                return act
+
+    def _guess(self) -> Act:
         number, command = len(self.acts) + 1, self.rng.choice(self.commands)
         if command == nbd.FLUSH:
             return Act(number, command, 0, 0, 0, self.step)

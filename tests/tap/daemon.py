@@ -23,7 +23,9 @@ from tests.tap.opened import track
 
 ROOT = Path(__file__).resolve().parents[2]
 TAP_FOLDER = ROOT / "host_agent" / "tap"
-BINARY = TAP_FOLDER / "target" / "release" / "holdfast-tap"
+#: Another build may be named, for example an older version.
+ELSEWHERE = os.environ.get("HOLDFAST_TAP")
+BINARY = Path(ELSEWHERE or TAP_FOLDER / "target" / "release" / "holdfast-tap")
 MEMORY = Path("/dev/shm")
 RING_BYTES = 8 << 20
 _SECONDS = 20.0
@@ -33,6 +35,8 @@ Fields = dict[str, Any]
 
 def build() -> None:
     """Compile the tap unless the newest sources are compiled already."""
+    if ELSEWHERE:
+        return
     sources = [*TAP_FOLDER.glob("src/**/*.rs"), *TAP_FOLDER.glob("Cargo.*")]
     newest = max(path.stat().st_mtime for path in sources)
     if BINARY.exists() and BINARY.stat().st_mtime >= newest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,19 @@ def test_qemu_keeps_off_a_disk_that_is_attached(tap: Tap, make_disk: MakeDisk) -
     )
 
 
+def _wait_for_greeting(socket: Path) -> None:
+    """qemu-nbd has opened its disk when it greets a client."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            assert nbd.Wire(socket).take(8) == b"NBDMAGIC"
+        except (OSError, nbd.ConnectionEnded):
+            time.sleep(0.01)
+        else:
+            return
+    raise AssertionError("qemu-nbd does not greet")
+
+
 @pytest.mark.invariant("I8")
 @pytest.mark.qemu
 def test_the_tap_keeps_off_a_disk_that_qemu_has(
@@ -146,10 +160,7 @@ def test_the_tap_keeps_off_a_disk_that_qemu_has(
         ["qemu-nbd", "-f", "raw", "-k", socket, "--persistent", disk], stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(500):
-            if socket.exists():
-                break
-            subprocess.run(["sleep", "0.01"], check=True)
+        _wait_for_greeting(socket)
         assert refused(tap, disk).code == "disk_in_use"
     finally:
         server.terminate()
