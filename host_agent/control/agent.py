@@ -13,14 +13,24 @@ from functools import partial
 from typing import Any
 
 from host_agent import __version__
+from host_agent.analyser.watcher import Watcher
 from host_agent.control import status
-from host_agent.control.config import AgentConfig, GroupConfig
-from host_agent.control.errors import BadRequest, CheckpointNotStored, UnknownGroup
+from host_agent.control.config import (
+    ANALYSER,
+    JOURNAL,
+    REMOTE,
+    AgentConfig,
+    GroupConfig,
+    IngestConfig,
+)
+from host_agent.control.errors import BadRequest, CheckpointNotStored, NotProtected, UnknownGroup
 from host_agent.control.means import RealClock, RealRandom, ThreadOffload
 from host_agent.control.state_dir import KeyStore, StateDir, load_group_key
 from host_agent.control.tap_client import Fields
 from host_agent.control.taps import TapDoor, TapHost
 from host_agent.stream import link
+from host_agent.stream.copies import RingShare
+from host_agent.stream.drain import Drain
 from host_agent.stream.parts import Buckets, Means, StreamSettings
 from host_agent.stream.ports import Link
 from host_agent.stream.stream import Doors, Stream
@@ -41,11 +51,32 @@ _FINISH_SECONDS = 5.0
 
 @dataclass
 class Group:
-    """A configured group with its running stream."""
+    """A configured group: a stream for each durable copy, or a drain where there is none."""
 
     config: GroupConfig
-    stream: Stream
     door: TapDoor
+    copies: dict[str, Stream]
+    drain: Drain | None
+    watcher: Watcher | None
+
+    @property
+    def stream(self) -> Stream | None:
+        """The copy that says how well the group is protected; None if there is none."""
+        return next(iter(self.copies.values()), None)
+
+    def the_stream(self) -> Stream:
+        """The same, for commands that need one; NotProtected."""
+        if self.stream is None:
+            raise NotProtected(
+                f"Group {self.config.name} has neither a remote nor a local journal.",
+                hint="Add remote or journal to its copies and restart the agent.",
+            )
+        return self.stream
+
+    def nudge(self) -> None:
+        """Something changed at the tap."""
+        for stream in self.copies.values():
+            stream.nudge()
 
 
 class Agent:
@@ -66,8 +97,26 @@ class Agent:
         key = load_group_key(group.key_file, self.config.tenant, group.name)
         store = KeyStore(self._state.group(group.name), key, identity)
         door = TapDoor(self.tap, group.name)
-        doors = Doors(door, self._dial, len(self.config.ingest.addresses), store)
-        share = _FRAME_MEMORY_BYTES // (_FRAME_COPIES * len(self.config.groups))
+        watcher = Watcher() if ANALYSER in group.copies else None
+        sinks = {REMOTE: self.config.ingest, JOURNAL: self.config.journal}
+        wanted = {name: sink for name, sink in sinks.items() if name in group.copies and sink}
+        if not wanted:
+            return Group(group, door, {}, Drain(door, self._means, watcher), watcher)
+        ring = RingShare(door, tuple(wanted)) if len(wanted) > 1 else None
+        copies: dict[str, Stream] = {}
+        for name, sink in wanted.items():
+            connect = ring.door(name) if ring else door
+            dial = partial(self._dial, sink)
+            doors = Doors(connect, dial, len(sink.addresses), store)
+            # One copy shows the analyser what passes; the other sends the same.
+            copies[name] = self._stream(group, identity, doors, None if copies else watcher)
+        return Group(group, door, copies, None, watcher)
+
+    def _stream(
+        self, group: GroupConfig, identity: Identity, doors: Doors, watcher: Watcher | None
+    ) -> Stream:
+        streams = sum(len(found.copies - {ANALYSER}) for found in self.config.groups)
+        share = _FRAME_MEMORY_BYTES // (_FRAME_COPIES * max(1, streams))
         settings = StreamSettings(
             identity=identity,
             software=f"holdfast-agent {__version__}",
@@ -76,19 +125,21 @@ class Agent:
         )
         now = self._means.clock.monotonic()
         buckets = Buckets(group.replication_rate, group.sync_rate, now)
-        stream = Stream(settings, doors, self._means, buckets)
+        stream = Stream(settings, doors, self._means, buckets, watcher)
         stream.is_paused = self._state.is_paused(group.name)
-        return Group(group, stream, door)
+        return stream
 
-    async def _dial(self, address: int) -> Link:
-        ingest = self.config.ingest
+    async def _dial(self, ingest: IngestConfig, address: int) -> Link:
         credentials = link.Credentials(ingest.ca_file, ingest.certificate_file, ingest.key_file)
         return await link.connect(ingest.addresses[address], credentials, ingest.server_name)
 
     def start(self) -> None:
         """Start all streams."""
         for name, group in self.groups.items():
-            self._spawn(self._keep_running(name, group.stream), name)
+            for copy, stream in group.copies.items():
+                self._spawn(self._keep_running(f"{name} ({copy})", stream), f"{name}/{copy}")
+            if group.drain is not None:
+                self._spawn(group.drain.run(), f"{name}/drain")
         self._spawn(self._narrate(), "narrate")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -96,7 +147,8 @@ class Agent:
 
     async def stop(self) -> None:
         """Say goodbye to ingest and end. What is not stored stays in the rings."""
-        await asyncio.gather(*(group.stream.end(_FINISH_SECONDS) for group in self.groups.values()))
+        streams = [one for group in self.groups.values() for one in group.copies.values()]
+        await asyncio.gather(*(stream.end(_FINISH_SECONDS) for stream in streams))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -121,6 +173,8 @@ class Agent:
         told: dict[str, tuple[object, ...]] = {}
         while True:
             for name, group in self.groups.items():
+                if group.stream is None:
+                    continue
                 now = status.headline(group.stream)
                 if told.get(name) != now:
                     told[name] = now
@@ -181,7 +235,7 @@ class Agent:
         disk, path = str(request.get("disk")), str(request.get("path"))
         cache = str(request.get("cache", "auto"))
         answer = await self.tap.attach(group.config, disk, path, cache)
-        group.stream.nudge()
+        group.nudge()
         return {"group": group.config.name, "disk": disk, **_without_frame(answer)}
 
     async def _detach(self, request: Fields) -> Fields:
@@ -189,13 +243,13 @@ class Agent:
         group.door.forget()
         disk, force = str(request.get("disk")), bool(request.get("force", False))
         await self.tap.detach(group.config.name, disk, force=force)
-        group.stream.nudge()
+        group.nudge()
         return {"group": group.config.name, "disk": disk}
 
     async def _checkpoint(self, request: Fields) -> Fields:
         group = self._group(request)
         body = _marker(request)
-        generation, seq, at = await group.stream.mark(body)
+        generation, seq, at = await group.the_stream().mark(body)
         result: Fields = {
             "group": group.config.name,
             **body,
@@ -208,7 +262,9 @@ class Agent:
             seconds = float(request.get("timeout") or 60.0)
             try:
                 async with asyncio.timeout(seconds):
-                    await group.stream.wait_stored(generation, seq)
+                    await asyncio.gather(
+                        *(one.wait_stored(generation, seq) for one in group.copies.values())
+                    )
             except TimeoutError:
                 raise _not_stored(group, seq, seconds) from None
             result["stored"] = True
@@ -217,15 +273,17 @@ class Agent:
     async def _set_paused(self, is_paused: bool, request: Fields) -> Fields:
         group = self._group(request)
         self._state.set_paused(group.config.name, is_paused)
-        if is_paused:
-            group.stream.pause()
-        else:
-            group.stream.resume()
+        group.the_stream()
+        for stream in group.copies.values():
+            if is_paused:
+                stream.pause()
+            else:
+                stream.resume()
         return {"group": group.config.name, "paused": is_paused}
 
     async def _resync(self, request: Fields) -> Fields:
         group = self._group(request)
-        group.stream.resync()
+        group.the_stream().resync()
         return {"group": group.config.name}
 
 
@@ -245,7 +303,7 @@ def _marker(request: Fields) -> dict[str, object]:
 
 
 def _not_stored(group: Group, seq: int, seconds: float) -> CheckpointNotStored:
-    stream = group.stream
+    stream = group.the_stream()
     reason = f"the stream is {stream.phase}"
     if stream.failure is not None:
         reason += f": {stream.failure.message}"

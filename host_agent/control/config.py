@@ -16,6 +16,9 @@ from host_agent.wire.names import check_name
 _MEGABIT_BYTES = 1_000_000 / 8
 _ADDRESSES_MAX = 16
 _GROUPS_MAX = 256
+#: What may be made of each write: a stream to ingest, a local journal, a look at its content.
+REMOTE, JOURNAL, ANALYSER = "remote", "journal", "analyser"
+_COPIES = (REMOTE, JOURNAL, ANALYSER)
 #: A configuration is a few KiB; anything larger is another file named by mistake.
 _FILE_BYTES_MAX = 1024 * 1024
 
@@ -52,6 +55,7 @@ class GroupConfig:
     sync_rate: float | None
     ring_bytes: int
     hold_ms_max: int
+    copies: frozenset[str] = frozenset({REMOTE, ANALYSER})
 
     @property
     def commit_seconds(self) -> float:
@@ -69,6 +73,7 @@ class AgentConfig:
     state_dir: Path
     socket: Path
     ingest: IngestConfig
+    journal: IngestConfig | None
     tap: TapConfig
     groups: tuple[GroupConfig, ...]
 
@@ -113,11 +118,22 @@ def parse_config(text: str, path: Path) -> AgentConfig:
         state_dir=state_dir,
         socket=top.path("socket", state_dir / "agent.sock"),
         ingest=_ingest(top.table("ingest")),
+        journal=_ingest(top.table("journal")) if "journal" in top else None,
         tap=_tap(top.table("tap"), state_dir),
         groups=_groups(top.table("groups")),
     )
     top.end()
+    _check_journal(config)
     return config
+
+
+def _check_journal(config: AgentConfig) -> None:
+    wants = [group.name for group in config.groups if JOURNAL in group.copies]
+    if wants and config.journal is None:
+        raise BadConfig(
+            f"{config.path}: group {wants[0]} keeps a local journal, but nothing says where.",
+            hint="Add the table [journal], or leave journal out of copies.",
+        )
 
 
 def _ingest(table: _Table) -> IngestConfig:
@@ -179,9 +195,22 @@ def _group(name: str, table: _Table) -> GroupConfig:
         sync_rate=_rate(table, "sync_mbit_per_s"),
         ring_bytes=int(table.number("ring_mib", 8, 65_536, 128)) << 20,
         hold_ms_max=int(table.number("hold_ms_max", 5, 2_000, 200)),
+        copies=_copies(table),
     )
     table.end()
     return config
+
+
+def _copies(table: _Table) -> frozenset[str]:
+    if "copies" not in table:
+        return frozenset({REMOTE, ANALYSER})
+    wanted = table.texts("copies")
+    unknown = [word for word in wanted if word not in _COPIES]
+    if unknown:
+        raise table.wrong(
+            "copies", f"has {unknown[0]!r:.40}, which is none of {', '.join(_COPIES)}"
+        )
+    return frozenset(wanted)
 
 
 def _rate(table: _Table, key: str) -> float | None:

@@ -29,6 +29,12 @@ class UnknownGroup(HoldfastError):
     code = "unknown_group"
 
 
+class NotProtected(HoldfastError):
+    """A group whose durable copies are all off."""
+
+    code = "not_protected"
+
+
 class BadRequest(HoldfastError):
     """A command that the agent does not understand."""
 

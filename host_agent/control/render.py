@@ -104,8 +104,8 @@ def _sync(sync: Fields | None) -> str:
     if not sync:
         return ""
     total, left = sync["total_bytes"], sync["remaining_bytes"]
-    if not total:
-        return f"{sync['cause']}: has not begun"
+    if not sync["has_begun"]:
+        return f"{sync['cause']}: has not begun, {size(total)} to read"
     pace = rate(sync["bytes_per_second"])
     return (
         f"{sync['cause']}: {(total - left) / total:.0%} of {size(total)}, {size(left)} left "

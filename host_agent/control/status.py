@@ -41,19 +41,68 @@ def headline(stream: Stream) -> tuple[object, ...]:
 
 
 async def describe(group: Group, tap: Fields, means: Means) -> Fields:
-    """Everything about one group."""
-    stream = group.stream
+    """Everything about one group: its first durable copy, and what the others are doing."""
+    facts = find_group(tap, group.config.name) or {}
+    first, *others = [
+        {**await _describe_copy(group, stream, facts, means), "copy": name}
+        for name, stream in group.copies.items()
+    ] or [_describe_drain(group)]
+    return {
+        **first,
+        "copies": sorted(group.config.copies),
+        "other_copies": others,
+        "analysis": _analysis(group, facts),
+        "tap": facts or None,
+    }
+
+
+def _analysis(group: Group, tap: Fields) -> list[Fields] | None:
+    """What the content of the writes tells of each disk."""
+    if group.watcher is None:
+        return None
+    disks = tap.get("disks", [])
+    names = {disk.get("number"): disk.get("disk") for disk in disks}
+    report = group.watcher.report()
+    return [{"disk": names.get(number), "number": number, **report[number]} for number in report]
+
+
+def _describe_drain(group: Group) -> Fields:
+    """A group without a durable copy: its writes are seen and given back."""
+    failure = group.drain.failure if group.drain else None
+    nothing = ("cause", "generation", "head", "sent", "received", "rpo_seconds", "safe_time",
+               "held_up_by", "held_up_why", "ring", "sync", "alert")  # fmt: skip
+    return {
+        **dict.fromkeys(nothing),
+        "group": group.config.name,
+        "copy": None,
+        "phase": "unprotected",
+        "state": "none",
+        "stored": 0,
+        "rpo_target_seconds": group.config.rpo_seconds,
+        "rpo_met": False,
+        "lag": {"records": None, "bytes": None},
+        "ingest": {"address": None, "epoch": None},
+        "rates": {"wire_bytes_per_second": 0, "plain_bytes_per_second": 0, "waits": {}},
+        "limits": dict.fromkeys(
+            ("replication_bytes_per_second", "sync_bytes_per_second", "throttle_bytes_per_second")
+        ),
+        "counters": {},
+        "failure": failure.as_dict() if failure else None,
+    }
+
+
+async def _describe_copy(group: Group, stream: Stream, facts: Fields, means: Means) -> Fields:
     await _ask_again(stream, means)
     now = means.clock.monotonic()
     rpo = stream.figures.recovery.age_seconds(means.clock.wall_ns(), now)
-    held_up_by = blame(_situation(group, rpo, now))
+    held_up_by = blame(_situation(group, stream, rpo, now))
     ring, connection = stream.ring, stream.connection
     target = group.config.rpo_seconds
     ledger = connection.ledger if connection else None
     return {
         "group": group.config.name,
         "phase": stream.phase,
-        "state": ring.state.state.name.lower() if ring else "none",
+        "state": ring.state.state.name.lower() if ring else facts.get("state", "none"),
         "cause": ring.state.cause if ring and ring.wants_sync else None,
         "generation": ring.generation.hex() if ring else None,
         "head": ring.state.head if ring else None,
@@ -68,14 +117,13 @@ async def describe(group: Group, tap: Fields, means: Means) -> Fields:
         "held_up_why": _WHY.get(held_up_by) if held_up_by else None,
         "lag": _lag(stream),
         "ring": _ring(stream),
-        "sync": _sync(stream, now),
+        "sync": _sync(stream, facts, now),
         "ingest": {"address": stream.address, "epoch": stream.epoch},
         "rates": _rates(stream, now),
-        "limits": _limits(group),
+        "limits": _limits(stream),
         "counters": _counters(stream),
         "alert": _alert(stream),
         "failure": stream.failure.as_dict() if stream.failure else None,
-        "tap": find_group(tap, group.config.name),
     }
 
 
@@ -92,8 +140,7 @@ async def _ask_again(stream: Stream, means: Means) -> None:
         stream.figures.recovery.observe(state, asked_at, stream.stored)
 
 
-def _situation(group: Group, rpo: float | None, now: float) -> Situation:
-    stream = group.stream
+def _situation(group: Group, stream: Stream, rpo: float | None, now: float) -> Situation:
     ring, connection = stream.ring, stream.connection
     stored = stream.stored
     return Situation(
@@ -135,15 +182,17 @@ def _ring(stream: Stream) -> Fields | None:
     return None
 
 
-def _sync(stream: Stream, now: float) -> Fields | None:
+def _sync(stream: Stream, facts: Fields, now: float) -> Fields | None:
     ring, sync = stream.ring, stream.figures.sync
     if ring is None or not ring.wants_sync:
         return None
     eta = sync.eta_seconds(now)
+    waiting = int(facts.get("to_read_bytes") or 0)
     return {
         "cause": ring.state.cause,
-        "total_bytes": sync.total,
-        "remaining_bytes": sync.remaining,
+        "has_begun": sync.began_at is not None,
+        "total_bytes": sync.total or waiting,
+        "remaining_bytes": sync.remaining if sync.total else waiting,
         "bytes_per_second": round(sync.rate.value(now)) if sync.began_at is not None else 0,
         "eta_seconds": None if eta is None else round(eta, 1),
     }
@@ -158,8 +207,8 @@ def _rates(stream: Stream, now: float) -> Fields:
     }
 
 
-def _limits(group: Group) -> Fields:
-    buckets = group.stream.buckets
+def _limits(stream: Stream) -> Fields:
+    buckets = stream.buckets
     return {
         "replication_bytes_per_second": buckets.replication.rate,
         "sync_bytes_per_second": buckets.sync.rate,

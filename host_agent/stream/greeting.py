@@ -57,7 +57,9 @@ async def begin(ring: OpenRing, welcome: Welcome, shared: Shared) -> tuple[Prepa
     """Where frames begin, and what is stored before; JournalDiffers, WireError or RingDamaged."""
     position = RingPosition(ring.generation, ring.freed, ring.state.head)
     resume = judge_welcome(welcome, position)
-    start = Begin(ring.anchor, ring.anchor_hash, resume.first, resume.verify, resume.state)
+    start = Begin(
+        ring.anchor, ring.anchor_hash, resume.first, resume.verify, resume.state, shared.watch
+    )
     salt = shared.means.random.bytes(32)
     identity = shared.settings.identity
     preparer = await shared.means.offload(

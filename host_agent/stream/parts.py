@@ -14,7 +14,10 @@ from host_agent.stream.ring import RingFile
 from host_agent.stream.signals import Signal
 from host_agent.wire import limits
 from host_agent.wire.names import Identity
-from host_agent.wire.record import State
+from host_agent.wire.record import Records, State
+
+Watch = Callable[[Records, bytes], None]
+"""Is shown each batch: records and their payloads in order. Runs beside the loop."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class Shared:
-    """What outlives a connection. `on_stored` hears of each newly stored position."""
+    """What outlives a connection. `on_stored` hears of each newly stored position.
+
+    `watch` is shown what is about to be sealed.
+    """
 
     settings: StreamSettings
     means: Means
     buckets: Buckets
     figures: Figures
     on_stored: Callable[[int], None]
+    watch: Watch | None = None
 
 
 @dataclass

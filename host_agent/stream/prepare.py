@@ -16,6 +16,7 @@ from host_agent.stream.batch import (
     sync_bytes,
 )
 from host_agent.stream.errors import JournalDiffers, RingDamaged
+from host_agent.stream.parts import Watch
 from host_agent.stream.ports import DataKey
 from host_agent.stream.ring import RingFile, plain_records
 from host_agent.wire.errors import WireError
@@ -66,11 +67,13 @@ class Preparer:
         sealer: FrameSealer,
         running: RecordHash,
         state: State,
+        watch: Watch | None = None,
     ) -> None:
         self._ring = ring
         self._sealer = sealer
         self._running = running
         self._state = state
+        self._watch = watch
         self._look = _LOOK_MIN
         self._payload_end: int | None = None
 
@@ -108,6 +111,8 @@ class Preparer:
         self._ring.check_current()
         self._note_payload_end(entries)
         markers = markers_of(records, payload)
+        if self._watch is not None:
+            self._watch(records, payload)
         self._running.update(records)
         self._state = state_after(records, self._state)
         digest = self._running.digest()
@@ -145,6 +150,7 @@ class Begin:
     first: int
     verify: bytes | None
     state: State
+    watch: Watch | None = None
 
 
 def make_preparer(
@@ -156,4 +162,4 @@ def make_preparer(
     if begin.verify is not None and running.digest() != begin.verify:
         raise JournalDiffers(f"The journal's record hash at {begin.first - 1} is not the ring's.")
     sealer = FrameSealer(key.key, identity, ring.header.generation, salt)
-    return Preparer(ring, sealer, running, begin.state)
+    return Preparer(ring, sealer, running, begin.state, begin.watch)

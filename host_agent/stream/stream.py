@@ -15,7 +15,15 @@ from host_agent.stream.connection import Connection
 from host_agent.stream.errors import DataKeyMissing, NotAttached, StreamPaused
 from host_agent.stream.greeting import begin, greet, say_goodbye
 from host_agent.stream.ledger import Freed, Ledger, Terms
-from host_agent.stream.parts import Buckets, Figures, Means, OpenRing, Shared, StreamSettings
+from host_agent.stream.parts import (
+    Buckets,
+    Figures,
+    Means,
+    OpenRing,
+    Shared,
+    StreamSettings,
+    Watch,
+)
 from host_agent.stream.ports import ConnectTap, Dial, Keys, Link, RingOpened, Tap, TapState
 from host_agent.stream.ring import RingFile
 from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
@@ -40,7 +48,12 @@ class Stream:
     """Run `run` as a task; everything else may be called from the same loop meanwhile."""
 
     def __init__(
-        self, settings: StreamSettings, doors: Doors, means: Means, buckets: Buckets
+        self,
+        settings: StreamSettings,
+        doors: Doors,
+        means: Means,
+        buckets: Buckets,
+        watch: Watch | None = None,
     ) -> None:
         self.settings = settings
         self.figures = Figures(means.clock)
@@ -54,7 +67,7 @@ class Stream:
         self.epoch: int | None = None
         self.is_paused = False
         self._doors, self._means = doors, means
-        self._shared = Shared(settings, means, buckets, self.figures, self._on_stored)
+        self._shared = Shared(settings, means, buckets, self.figures, self._on_stored, watch)
         self._is_ending = False
         self._renew: str | None = None
         self._wanted: tuple[bytes, int] = (b"", 0)

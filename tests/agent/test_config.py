@@ -121,7 +121,7 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
 def test_the_example_shows_every_setting_and_is_accepted(folder: Path) -> None:
     example = Path(__file__).parents[2] / "host_agent" / "agent.example.toml"
     text = example.read_text().replace('"/', f'"{folder}/')
-    everything = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    everything = re.sub(r"^# (\w+ = |\[\w+\]$)", r"\1", text, flags=re.MULTILINE)
     (folder / "usr" / "bin").mkdir(parents=True)
     (folder / "usr" / "bin" / "holdfast-tap").touch()
     for version in (text, everything):
@@ -130,3 +130,15 @@ def test_the_example_shows_every_setting_and_is_accepted(folder: Path) -> None:
     full = parse(folder, everything)
     assert full.tap.binary == folder / "usr" / "bin" / "holdfast-tap"
     assert full.groups[0].sync_rate == 25_000_000.0
+    assert full.journal is not None
+    assert full.groups[0].copies == {"remote", "analyser"}
+
+
+def test_copies_are_checked(folder: Path) -> None:
+    example = Path(__file__).parents[2] / "host_agent" / "agent.example.toml"
+    text = example.read_text().replace('"/', f'"{folder}/')
+    with pytest.raises(BadConfig, match="none of remote, journal, analyser"):
+        parse(folder, text + 'copies = ["remote", "tape"]\n')
+    with pytest.raises(BadConfig, match="nothing says where"):
+        parse(folder, text + 'copies = ["journal"]\n')
+    assert parse(folder, text + "copies = []\n").groups[0].copies == set()

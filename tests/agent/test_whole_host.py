@@ -319,3 +319,31 @@ def test_the_agent_starts_a_tap_that_outlives_it(place: Place) -> None:
         assert f"tap {pid} " in run(place.site.agent_command("status")).stdout
     finally:
         subprocess.run(["kill", str(pid)], check=False)
+
+
+@pytest.mark.qemu
+def test_qemu_accepts_the_options_that_attach_prints(place: Place) -> None:
+    place.protect()
+    words = ("attach", GROUP, "disk", "--disk", place.disk)
+    said = run(place.site.agent_command(*words)).stdout
+    nodes = [line.split()[1] for line in said.splitlines() if line.strip().startswith("-blockdev")]
+    assert len(nodes) == 2
+    raw = nodes[1].split("node-name=")[1].split(",")[0]
+    front, pid_file = place.folder / "front.sock", place.folder / "daemon.pid"
+    daemon = [
+        *("qemu-storage-daemon", "--pidfile", str(pid_file)),
+        *(word for node in nodes for word in ("--blockdev", node)),
+        *("--nbd-server", f"addr.type=unix,addr.path={front}"),
+        *("--export", f"type=nbd,id=e,node-name={raw},name=x,writable=on"),
+    ]
+    process = place.processes.start("qemu-storage-daemon", daemon)
+    _wait_path(pid_file)
+    uri = f"nbd+unix:///x?socket={front}"
+    with NbdClient(uri) as client:
+        client.write(4096, b"through qemu    " * 256)
+        client.flush()
+    process.stop()
+    place.drain()
+    with place.disk.open("rb") as disk:
+        disk.seek(4096)
+        assert disk.read(16) == b"through qemu    "
