@@ -88,6 +88,8 @@ async def connect(
             await link.close()
 
 
+#: In TLS 1.3 a server that refuses a client's certificate may look like one that hangs up.
+_UNHEARD = "It said nothing: it may not accept this host's certificate. Its log tells."
 _REACH = "Check that ingest runs there and that the network lets this host reach it."
 
 
@@ -131,6 +133,7 @@ class TlsLink:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._closed = False
+        self._has_heard = False
 
     async def handshake(self) -> None:
         """Shake hands; CertificateRefused, or OSError."""
@@ -202,7 +205,9 @@ class TlsLink:
             except OSError as error:
                 raise self._lost(error) from None
             if not data:
-                raise LinkLost(f"{self.address} ended the connection.", retryable=True)
+                hint = "" if self._has_heard else _UNHEARD
+                raise LinkLost(f"{self.address} ended the connection.", hint=hint, retryable=True)
+            self._has_heard = True
             self._buffer += data
 
     async def close(self) -> None:
