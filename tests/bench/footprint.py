@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from tests.bench.cases import Case, tell
+from tests.bench.cases import Case, run
 from tests.bench.counting_proxy import Counter, Request, counting_proxy
 from tests.bench.load import Load, run_fio
 from tests.bench.nbd_writer import NbdWriter, corpus
@@ -233,5 +233,4 @@ def cases() -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    tell(cases())
-    sys.exit(0)
+    sys.exit(run(cases()))

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.bench.cases import Case, tell
+from tests.bench.cases import Case, run
 from tests.bench.load import Load, Sample, interleave, run_fio
 from tests.bench.ours import MIB, Tap, drained, run_tap
 from tests.bench.peers import nbdkit_file, qemu_nbd
@@ -176,5 +176,4 @@ def cases() -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    tell(cases())
-    sys.exit(0)
+    sys.exit(run(cases()))
