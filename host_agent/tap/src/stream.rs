@@ -430,8 +430,11 @@ impl Stream {
         self.state = State::Syncing;
         self.epoch += 1;
         self.read = 0;
+        // What could not be read may have become readable: each interval tries once.
+        for (disk, offset, length) in std::mem::take(&mut self.unreadable) {
+            self.mark_to_read(disk, offset..offset + length);
+        }
         self.total = self.remaining();
-        self.unreadable.clear();
         self.show_mood(false);
         true
     }
