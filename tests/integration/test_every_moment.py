@@ -9,7 +9,7 @@ import pytest
 
 from infra.demo.report import DemoFailed
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place
+from tests.integration.place import MIB, Place, difference
 from tests.model.model import BEGIN, FLUSH, MORE, SECTOR, TRIM, WRITE, ZERO, Event, replay
 from tests.model.sectors import SectorWriter, faults
 
@@ -88,17 +88,17 @@ def test_a3_restore_to_random_sequences_equals_the_model(place: Place) -> None:
     with NbdClient(uri) as client:
         load = Load(client, rng, place.head())
         load.run(300)
-        assert client.read_all() == load.image(load.head)
+        assert difference(client.read_all(), load.image(load.head)) == ""
     assert place.drain()["head"] == load.head
     source = place.lose()
-    assert source == load.image(load.head)
+    assert difference(source, load.image(load.head)) == ""
 
     choosable = [s for s in range(load.base + 1, load.head + 1) if s not in load.unchoosable]
     for seq in [*sorted(rng.sample(choosable, _MOMENTS)), choosable[-1]]:
         restored = place.export(f"seq:{seq}")
-        assert restored == load.image(seq), f"sequence {seq}"
+        assert difference(restored, load.image(seq)) == "", f"sequence {seq}"
         assert not list(faults(restored, 0, load.writer.counter))
-    assert place.export("latest-write") == source
+    assert difference(place.export("latest-write"), source) == ""
     for seq in load.unchoosable:
         with pytest.raises(DemoFailed, match=str(seq)):
             place.export(f"seq:{seq}")
@@ -109,7 +109,7 @@ def test_a3_restore_to_random_sequences_equals_the_model(place: Place) -> None:
 def _served_equals(place: Place, load: Load, seq: int) -> None:
     served = place.safe.serve(f"seq:{seq}", place.folder / "served")
     with NbdClient(served.uri) as client:
-        assert client.read_all() == load.image(seq)
+        assert difference(client.read_all(), load.image(seq)) == ""
     served.process.stop()
 
 

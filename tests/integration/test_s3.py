@@ -12,7 +12,7 @@ import pytest
 
 from infra.demo.report import DemoFailed
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, made_place
+from tests.integration.place import MIB, Place, difference, made_place
 from tests.servers.seaweed import CREDENTIALS, Seaweed, program, running_seaweed
 
 pytestmark = [
@@ -47,12 +47,12 @@ def test_protect_lose_and_recover_over_s3(folder: Path, seaweed: Seaweed) -> Non
             _write_some(client, rng)
         place.drain()
         source = place.lose()
-        assert source != good
-        assert place.export("tag:good") == good
-        assert place.export("latest-write") == source
+        assert difference(source, good) != ""
+        assert difference(place.export("tag:good"), good) == ""
+        assert difference(place.export("latest-write"), source) == ""
         served = place.safe.serve("tag:good", folder / "served")
         with NbdClient(served.uri) as client:
-            assert client.read_all() == good
+            assert difference(client.read_all(), good) == ""
         served.process.stop()
         _control_a_lost_object_is_named(place, seaweed)
 
