@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import footprint, pipeline, tap
-from tests.bench.cases import Case, significant, tell
+from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
 BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -69,6 +69,7 @@ def table_of(cases: list[Case]) -> Table:
 def main() -> int:
     """Ends 0 when everything was measured, whatever the figures say, else 2."""
     given = _arguments()
+    end_in_order()
     where = conditions()
     cases: list[Case] = []
     failed = []

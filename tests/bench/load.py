@@ -76,21 +76,29 @@ def _arguments(load: Load, uri: str) -> list[str]:
     return arguments
 
 
-def start_fio(load: Load, uri: str, output: Path) -> subprocess.Popen[bytes]:
-    """Begin; the result is in `output` when the process has ended."""
-    command = [program("fio"), *_arguments(load, uri), "--output-format=json", f"--output={output}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run_fio(load: Load, uri: str) -> Sample:
+    """One run; BenchFailed with what fio said if it fails."""
+    with tempfile.TemporaryDirectory(prefix="hfb-fio-") as directory:
+        output = Path(directory) / "fio.json"
+        command = [program("fio"), *_arguments(load, uri)]
+        command += ["--output-format=json", f"--output={output}"]
+        try:
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=load.seconds + _GRACE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise BenchFailed("fio did not end: the server or the machine stands still.") from None
+        if done.returncode != 0:
+            said = done.stdout.decode(errors="replace")
+            raise BenchFailed(f"fio ended with {done.returncode}: {said}")
+        return _read(output, load)
 
 
-def finish_fio(child: subprocess.Popen[bytes], load: Load, output: Path) -> Sample:
-    """Wait and read; BenchFailed with what fio said."""
-    try:
-        said, _ = child.communicate(timeout=load.seconds + _GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        said, _ = child.communicate()
-    if child.returncode != 0:
-        raise BenchFailed(f"fio ended with {child.returncode}: {said.decode(errors='replace')}")
+def _read(output: Path, load: Load) -> Sample:
     text = output.read_text()
     job = json.loads(text[text.index("{") :])["jobs"][0]
     return _sample(job["read" if load.kind.endswith("read") else "write"])
@@ -107,13 +115,6 @@ def _sample(side: Mapping[str, Any]) -> Sample:
         p99_us=percentiles["99.000000"] / 1000,
         count=float(side["total_ios"]),
     )
-
-
-def run_fio(load: Load, uri: str) -> Sample:
-    """One run; BenchFailed if fio fails."""
-    with tempfile.TemporaryDirectory(prefix="hfb-fio-") as directory:
-        output = Path(directory) / "fio.json"
-        return finish_fio(start_fio(load, uri, output), load, output)
 
 
 def middle(samples: list[Sample]) -> Sample:
