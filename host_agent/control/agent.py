@@ -193,6 +193,7 @@ class Agent:
             "pause": partial(self._set_paused, True),
             "resume": partial(self._set_paused, False),
             "resync": self._resync,
+            "limit": self._limit,
         }
         verb = verbs.get(str(request.get("do")))
         if verb is None:
@@ -259,7 +260,7 @@ class Agent:
             "stored": False,
         }
         if request.get("wait"):
-            seconds = float(request.get("timeout") or 60.0)
+            seconds = _number(request, "timeout", 0.01, 86_400.0) or 60.0
             try:
                 async with asyncio.timeout(seconds):
                     await asyncio.gather(
@@ -285,6 +286,28 @@ class Agent:
         group = self._group(request)
         group.the_stream().resync()
         return {"group": group.config.name}
+
+    async def _limit(self, request: Fields) -> Fields:
+        """New limits until the agent starts again; what is not named stays as it is."""
+        group = self._group(request)
+        buckets = group.the_stream().buckets
+        rates = {"replication": buckets.replication.rate, "sync": buckets.sync.rate}
+        for name in rates:
+            if name in request:
+                mbit = _number(request, name, 0.1, 1_000_000.0)
+                rates[name] = None if mbit is None else mbit * 1e6 / 8
+        for stream in group.copies.values():
+            stream.set_limits(rates["replication"], rates["sync"])
+        return {"group": group.config.name, **{f"{k}_bytes_per_second": rates[k] for k in rates}}
+
+
+def _number(request: Fields, name: str, low: float, high: float) -> float | None:
+    value = request.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequest(f"{name} must be a number from {low:g} to {high:g}.")
+    return float(value)
 
 
 def _marker(request: Fields) -> dict[str, object]:

@@ -91,6 +91,15 @@ def _add_group_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
     checkpoint.add_argument("--wait", action="store_true", help="return when it is stored")
     checkpoint.add_argument("--timeout", metavar="SECONDS", type=float, default=60.0)
     checkpoint.set_defaults(run=_checkpoint)
+    limit = verbs.add_parser(
+        "limit", parents=[answers], help="change the group's bandwidth until the agent restarts"
+    )
+    limit.add_argument("group", metavar="GROUP")
+    for name in ("replication", "sync"):
+        limit.add_argument(
+            f"--{name}", metavar="MBIT", type=_rate, default=argparse.SUPPRESS, help="or: none"
+        )
+    limit.set_defaults(run=_limit)
     for name, text in (
         ("pause", "stop sending; what is recorded stays, nothing is discarded"),
         ("resume", "go on after a pause or an alert"),
@@ -165,6 +174,19 @@ def _checkpoint(given: argparse.Namespace) -> int:
     }
     answer = _ask(given, request, given.timeout + 30.0)
     return _show(given, answer, render.checkpoint(answer))
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _limit(given: argparse.Namespace) -> int:
+    request: dict[str, Any] = {"do": "limit", "group": given.group}
+    for name in ("replication", "sync"):
+        if name in given:
+            request[name] = getattr(given, name)
+    answer = _ask(given, request)
+    return _show(given, answer, render.limit(answer))
 
 
 def _plain(given: argparse.Namespace) -> int:

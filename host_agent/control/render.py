@@ -183,3 +183,12 @@ def checkpoint(answer: Fields) -> str:
     tag = f", tag {answer['tag']!r}" if answer.get("tag") else ""
     safe = "stored" if answer["stored"] else "in the stream, not yet stored"
     return f"checkpoint {answer['checkpoint']} at {answer['seq']:,}{tag}: {safe}"
+
+
+def limit(answer: Fields) -> str:
+    """The limits that hold now."""
+    replication = rate(answer["replication_bytes_per_second"])
+    return (
+        f"group {answer['group']}: replication {replication}, "
+        f"syncs {rate(answer['sync_bytes_per_second'])}"
+    )

@@ -102,6 +102,8 @@ async def made_host(folder: Path) -> AsyncIterator[Host]:
     (folder / "logs").mkdir()
     setup = DevSetup(folder / "s", tenant=TENANT, group=GROUP, port=free_port())
     write_dev_setup(setup, datetime.now(UTC))
+    config = setup.path("agent.toml")
+    config.write_text(config.read_text().replace("autostart = true", "autostart = false"))
     processes = Processes(folder / "logs")
     server = TapServer(setup.path("run"), FakeTap(ring_bytes=8 << 20, has_wall_clock=True))
     await server.start()
@@ -189,6 +191,29 @@ async def test_a_pause_outlives_the_agent(folder: Path) -> None:
         assert now["stored"] < now["head"]
         await host.ask("resume", GROUP)
         await host.until(lambda now: now["stored"] == now["head"])
+
+
+@in_loop
+async def test_a_limit_changes_at_once_and_is_kept_until_a_restart(folder: Path) -> None:
+    async with made_host(folder) as host:
+        await host.protect()
+        text = (await host.say("limit", GROUP, "--replication", "8")).stdout
+        assert text == "group demo: replication 8.0 Mbit/s, syncs unlimited\n"
+        limits = (await host.group())["limits"]
+        assert limits["replication_bytes_per_second"] == 1_000_000
+        before, began = host.tap.ring.head, time.monotonic()
+        for at in range(0, 240, 60):
+            host.tap.write(at * 1024, os.urandom(60 * 1024))
+        for _ in range(40):
+            host.tap.write(0, os.urandom(64 * 1024))
+        await host.until(lambda now: now["stored"] == now["head"] > before)
+        assert time.monotonic() - began > 2.0, "2.8 MB at a megabyte a second"
+        await host.say("limit", GROUP, "--replication", "none", "--sync", "0.8")
+        limits = (await host.group())["limits"]
+        assert limits["replication_bytes_per_second"] is None
+        assert limits["sync_bytes_per_second"] == 100_000
+        await host.say("limit", GROUP, "--sync", "0", allowed=1)
+        await host.say("limit", GROUP, "--sync", "much", allowed=2)
 
 
 @pytest.mark.invariant("I2")

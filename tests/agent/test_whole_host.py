@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +35,13 @@ STRETCH_SECONDS = 3.0
 def stored_bytes(place: Place) -> int:
     """Everything that the store holds."""
     return sum(path.stat().st_size for path in place.bucket.rglob("*") if path.is_file())
+
+
+def peak_memory_mib(place: Place) -> float:
+    """The most memory that the agent ever had."""
+    assert place.site.agent is not None
+    lines = Path(f"/proc/{place.site.agent.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def wait_for(place: Place, what: Callable[[dict[str, Any]], bool], seconds: float = 30) -> None:
@@ -61,7 +68,7 @@ def disturbed(place: Place, how: str) -> Iterator[None]:
         place.site.start_agent()
 
 
-@pytest.mark.invariant("I1", "I6")
+@pytest.mark.invariant("I1", "I6", "I12")
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a1_full_load_does_not_notice_the_agent(place: Place, how: str) -> None:
     """At full speed the ring overflows meanwhile: marking must not be slower than recording."""
@@ -77,6 +84,7 @@ def test_a1_full_load_does_not_notice_the_agent(place: Place, how: str) -> None:
     assert not complaints(baseline, during), (before, during, after)
     now = place.drain(90)
     assert now["counters"]["records_held"] == 0
+    assert peak_memory_mib(place) < 120
     source = place.lose()
     assert place.export("latest-write") == source
 
@@ -95,8 +103,8 @@ def test_a1_control_a_tap_that_awaits_the_agent_is_noticed(place: Place) -> None
     assert complaints(baseline, during)
 
 
-def test_a2_copies_that_are_off_produce_no_bytes(place: Place) -> None:
-    """Of the three copies of A2 this release has the journal's, which is also the remote one."""
+def test_a2_a_paused_or_detached_group_produces_no_bytes(place: Place) -> None:
+    """Beside `test_copies` with all combinations: what a person switches off while it runs."""
     uri = place.protect()
     rng = random.Random(1)
 
@@ -318,7 +326,9 @@ def test_the_agent_starts_a_tap_that_outlives_it(place: Place) -> None:
         place.site.start_agent()
         assert f"tap {pid} " in run(place.site.agent_command("status")).stdout
     finally:
-        subprocess.run(["kill", str(pid)], check=False)
+        # The agent first: it would start the tap again.
+        place.kill(place.site.agent)
+        os.kill(pid, signal.SIGTERM)
 
 
 @pytest.mark.qemu
