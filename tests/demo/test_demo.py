@@ -18,7 +18,7 @@ import pytest
 from infra.demo.machine import can_mount
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
     """Exit code, the object on standard output, and what people read."""
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=280)
     finally:
         process.kill()
         process.wait()

@@ -60,7 +60,7 @@ class Place:
         """The newest recorded sequence."""
         return int(self.site.status()["head"])
 
-    def drain(self, seconds: float = 60) -> dict[str, Any]:
+    def drain(self, seconds: float = 120) -> dict[str, Any]:
         """Wait until all that is recorded is stored and the stream records; then its status."""
         deadline = time.monotonic() + seconds
         now: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from infra.dev_keys import DevSetup, write_dev_setup
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, made_place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def refused(argv: Sequence[str | Path]) -> str:

@@ -79,7 +79,7 @@ class Load:
         return replay([Event(BEGIN, body=opening), *kept]).images()["disk"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.slow
 @pytest.mark.invariant("I1", "I3", "I4")
 def test_a3_restore_to_random_sequences_equals_the_model(place: Place) -> None:

@@ -21,7 +21,7 @@ from tests.integration.place import Place
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(can_mount() is not None, reason=f"cannot mount: {can_mount()}"),
 ]
 _CHECKPOINTS = 6

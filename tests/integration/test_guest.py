@@ -15,7 +15,7 @@ from infra.demo.processes import program, run
 from infra.demo.report import DemoFailed
 from tests.integration.place import Place, difference
 
-pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

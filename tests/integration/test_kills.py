@@ -21,6 +21,7 @@ from infra.demo.processes import program
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, difference
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _LOAD_SECONDS = 12
 _RATE = 600
 
@@ -48,8 +49,6 @@ def overlapping_writes(uri: str, rng: random.Random, ended: threading.Event) -> 
     return count
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.slow
 @pytest.mark.invariant("I1", "I2", "I3", "I14")
 def test_ingest_and_agent_killed_at_random_moments_lose_nothing(place: Place) -> None:
     rng = random.Random(7)
@@ -94,8 +93,6 @@ def _control_a_lost_segment_shows(place: Place, source: bytes) -> None:
     assert difference(place.export("latest-write"), source) != ""
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.slow
 @pytest.mark.invariant("I2", "I3")
 def test_a_killed_tap_comes_back_and_the_journal_follows(place: Place) -> None:
     rng = random.Random(11)
@@ -138,8 +135,6 @@ class Claims:
         return bisect.bisect_left(self.acknowledged_at, self.safe_until)
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.slow
 @pytest.mark.invariant("I2", "I4", "I11")
 def test_everything_killed_at_once_leaves_a_prefix_as_new_as_the_rpo_said(place: Place) -> None:
     """The site dies in mid-write: what is stored is what was written up to one moment."""
@@ -187,8 +182,6 @@ def _cut_of(image: bytes) -> int | None:
     return cut
 
 
-@pytest.mark.timeout(150)
-@pytest.mark.slow
 @pytest.mark.invariant("I1", "I6", "I14")
 def test_a1_a_stopped_agent_does_not_touch_the_guest(place: Place) -> None:
     """Block load with fsync while the agent stands still for half a minute."""
@@ -208,7 +201,6 @@ def test_a1_a_stopped_agent_does_not_touch_the_guest(place: Place) -> None:
     assert difference(place.export("latest-write"), source) == ""
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.invariant("I6")
 def test_a1_control_a_tap_that_awaits_the_agent_is_noticed(place: Place) -> None:
     uri = place.protect()

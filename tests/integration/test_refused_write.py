@@ -16,7 +16,7 @@ from infra.demo.processes import program, run
 from tests.integration.nbd import NbdClient, NbdFault
 from tests.integration.place import MIB, Place, difference, made_place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _EIO, _ENOSPC = 5, 28
 
 

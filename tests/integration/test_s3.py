@@ -18,7 +18,7 @@ from tests.servers.seaweed import CREDENTIALS, Seaweed, program, running_seaweed
 pytestmark = [
     pytest.mark.s3,
     pytest.mark.slow,
-    pytest.mark.timeout(150),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(program() is None, reason="SeaweedFS is not installed"),
 ]
 _BUCKET = "journals"

@@ -12,7 +12,7 @@ from infra.demo.report import DemoFailed
 from tests.integration.nbd import NbdClient
 from tests.integration.place import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def rfc3339(nanoseconds: int) -> str:
