@@ -38,6 +38,8 @@ from host_agent.wire.message import (
 #: So many records make a frame worth sending without waiting for company.
 _LINGER_RECORDS = 1024
 _LAST_WORDS_SECONDS = 0.5
+#: A connection over which ingest still speaks after this long is a good one, idle or not.
+_HEALTHY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Connection:
         self._preparer = preparer
         self._settings, self._means = shared.settings, shared.means
         self._buckets, self._figures = shared.buckets, shared.figures
-        self._on_stored = shared.on_stored
+        self._on_stored, self._on_healthy = shared.on_stored, shared.on_healthy
+        # What an ingest asked for ends with its connection.
+        self._buckets.throttle.set_rate(None, self._means.clock.monotonic())
         self._control: deque[Answer] = deque()
         self._ready: Prepared | None = None
         self._wake = Signal()
@@ -247,6 +251,7 @@ class Connection:
     # --- listening
 
     async def _listen(self) -> None:
+        healthy_at: float | None = self._means.clock.monotonic() + _HEALTHY_SECONDS
         while True:
             try:
                 async with asyncio.timeout(self._settings.silence_seconds):
@@ -257,6 +262,9 @@ class Connection:
                     retryable=True,
                 ) from None
             self._handle(message)
+            if healthy_at is not None and self._means.clock.monotonic() >= healthy_at:
+                healthy_at = None
+                self._on_healthy()
 
     def _handle(self, message: Message) -> None:
         match message:

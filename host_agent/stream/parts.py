@@ -74,7 +74,8 @@ class Figures:
 
 @dataclass(frozen=True)
 class Shared:
-    """What outlives a connection. `on_stored` hears of each newly stored position.
+    """What outlives a connection. `on_stored` hears of each newly stored position, `on_healthy`
+    of a connection that lasts.
 
     `watch` is shown what is about to be sealed.
     """
@@ -84,6 +85,7 @@ class Shared:
     buckets: Buckets
     figures: Figures
     on_stored: Callable[[int], None]
+    on_healthy: Callable[[], None]
     watch: Watch | None = None
 
 

@@ -190,8 +190,8 @@ class Decider:
         """The ring is open."""
         self._tap_backoff.reset()
 
-    def on_stored(self) -> None:
-        """Something was stored: what went wrong before is over."""
+    def on_success(self) -> None:
+        """Something was stored, or a connection lasts: what went wrong before is over."""
         self._link_backoff.reset()
         if self.alert is not None and not self.alert.stops:
             self.alert = None

@@ -67,7 +67,15 @@ class Stream:
         self.epoch: int | None = None
         self.is_paused = False
         self._doors, self._means = doors, means
-        self._shared = Shared(settings, means, buckets, self.figures, self._on_stored, watch)
+        self._shared = Shared(
+            settings,
+            means,
+            buckets,
+            self.figures,
+            self._on_stored,
+            self.decider.on_success,
+            watch,
+        )
         self._is_ending = False
         self._renew: str | None = None
         self._wanted: tuple[bytes, int] = (b"", 0)
@@ -298,7 +306,7 @@ class Stream:
             await ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
 
     def _on_stored(self, seq: int) -> None:
-        self.decider.on_stored()
+        self.decider.on_success()
         self._set_stored(seq)
         if self.ring is not None and self._tidied != self.ring.generation:
             self._tidied = self.ring.generation

@@ -144,7 +144,7 @@ def test_a_stream_that_stopped_says_so_until_it_is_released() -> None:
     one.on_failure(closed("fenced", None), 0.0)
     assert one.alert is not None
     assert one.alert.stops
-    one.on_stored()
+    one.on_success()
     assert one.alert is not None, "no success of an older session clears it"
     one.release()
     assert one.alert is None
@@ -190,7 +190,7 @@ def test_a_passing_fault_alerts_only_after_several() -> None:
     one.on_failure(LinkLost("x"), 0.0)
     assert one.alert is not None
     assert not one.alert.stops
-    one.on_stored()
+    one.on_success()
     assert one.alert is None
 
 

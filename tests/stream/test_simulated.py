@@ -234,3 +234,26 @@ def test_planted_defects_are_caught(
         except Exception:  # noqa: BLE001 - whatever it raises, the defect was noticed
             caught += 1
     assert caught
+
+
+async def _flap_while_idle() -> Bench:
+    """A connection that is cut every half minute, with nothing to store meanwhile."""
+    schedule = Schedule(1)
+    bench = schedule.bench
+    bench.start()
+    prober = asyncio.create_task(schedule._probe_for_ever())
+    await bench.until(lambda: bench.is_drained, 60)
+    for _ in range(8):
+        await asyncio.sleep(30.0)
+        assert bench.stream.phase == "streaming"
+        schedule.cut()
+    await asyncio.sleep(30.0)
+    prober.cancel()
+    await bench.kill()
+    return bench
+
+
+def test_an_idle_stream_forgets_old_failures() -> None:
+    bench = simulate(_flap_while_idle())
+    assert bench.stream.decider.alert is None
+    assert bench.stream.decider.failures == 0
