@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -60,6 +62,9 @@ class Site:
         # We start the tap ourselves, so that we know all that has to end.
         agent_toml = self.setup.path("agent.toml")
         agent_toml.write_text(agent_toml.read_text().replace("autostart = true\n", ""))
+        # Rings lie in memory and outlive their tap; nobody needs ours when this process ends.
+        self._rings = Path(tempfile.mkdtemp(prefix="holdfast-", dir="/dev/shm"))
+        atexit.register(self.drop_rings)
         self.ingest: Process | None = None
         self.tap: Process | None = None
         self.agent: Process | None = None
@@ -88,7 +93,7 @@ class Site:
         """Start the tap, with further options, and wait for its socket."""
         run_dir = self.setup.path("run")
         argv: list[str | Path] = [tool("holdfast-tap"), "--run-dir", run_dir]
-        argv += ["--state-dir", self.setup.path("tap"), *options]
+        argv += ["--state-dir", self.setup.path("tap"), "--ring-dir", self._rings, *options]
         self.tap = self._processes.start("tap", argv)
         self._wait(self.tap, "the tap answers", (run_dir / "tap.sock").exists)
 
@@ -162,3 +167,8 @@ class Site:
         """Remove the disk and all that the site knew: keys, state, rings, sockets."""
         self.disk.unlink()
         shutil.rmtree(self._folder)
+        self.drop_rings()
+
+    def drop_rings(self) -> None:
+        """Give the rings' memory back."""
+        shutil.rmtree(self._rings, ignore_errors=True)

@@ -111,3 +111,4 @@ def made_place(
         yield Place(folder, processes, site, Safe(url, key, processes), bucket)
     finally:
         processes.stop_all()
+        site.drop_rings()

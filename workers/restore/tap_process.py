@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from workers.restore.errors import TapFailed, TapMissing, target_error
 from workers.restore.tap_client import TapChannel
 
 _START_SECONDS = 10.0
+#: Files in memory.
+_MEMORY = "/dev/shm"  # noqa: S108
 _PR_SET_PDEATHSIG = 1
 #: Longest path of a Unix socket, and what the tap appends to its run directory.
 _SOCKET_PATH_MAX = 107
@@ -49,6 +52,7 @@ class TapProcess:
         self.directory = directory.absolute()
         self._run = self.directory / "run"
         self._log = self.directory / "tap.log"
+        self._rings: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.control: TapChannel | None = None
 
@@ -74,6 +78,8 @@ class TapProcess:
         try:
             for folder in (self.directory, self._run, state):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What must not outlive the host lies in memory, and goes when we end.
+            self._rings = Path(tempfile.mkdtemp(prefix="holdfast-", dir=_MEMORY))
             output = self._log.open("wb")
         except OSError as error:
             raise target_error(self.directory, "used", error) from error
@@ -82,7 +88,12 @@ class TapProcess:
             # Of its own session: Ctrl-C reaches us alone, and we end it in order. If we are killed,
             # so is it.
             self._process = subprocess.Popen(
-                [str(binary), "--run-dir", str(self._run), "--state-dir", str(state)],
+                [
+                    str(binary),
+                    *("--run-dir", str(self._run)),
+                    *("--state-dir", str(state)),
+                    *("--ring-dir", str(self._rings)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -124,3 +135,6 @@ class TapProcess:
         if self.control is not None:
             self.control.close()
             self.control = None
+        if self._rings is not None:
+            shutil.rmtree(self._rings, ignore_errors=True)
+            self._rings = None
