@@ -219,6 +219,9 @@ class Tap:
     def pause(self) -> None:
         """Stop the process's clock."""
         os.kill(self.pid, signal.SIGSTOP)
+        stat = Path("/proc") / str(self.pid) / "stat"
+        while stat.read_text().rsplit(")")[-1].split()[0] != "T":
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Let it run again."""
