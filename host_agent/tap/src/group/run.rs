@@ -147,7 +147,15 @@ impl Group {
     }
 
     fn timeout_ms(&self) -> i32 {
-        if self.can_sync || !self.core.ready.is_empty() {
+        // A client that was left waiting and was answered meanwhile is watched for nothing: it
+        // goes on in the next round.
+        let may_resume = |client: &Client| {
+            client.conn.is_paused && !client.conn.is_closing && client.conn.may_go_on(&self.core)
+        };
+        let is_work = self.can_sync
+            || !self.core.ready.is_empty()
+            || self.conns.iter().any(|(_, client)| may_resume(client));
+        if is_work {
             return 0;
         }
         let now = self.core.clock.elapsed_ns();

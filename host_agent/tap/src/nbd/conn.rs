@@ -18,6 +18,8 @@ const IN_FLIGHT_MAX: usize = 1024;
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Replies that wait for the client to read, bytes; beyond it nothing is read from it.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
+/// Replies of this much are sent before the next request is looked at, bytes.
+const SEND_EARLY_BYTES: usize = 256 << 10;
 /// A client has so long for the handshake, ns.
 const HANDSHAKE_NS_MAX: u64 = 10_000_000_000;
 
@@ -96,7 +98,7 @@ impl Conn {
     }
 
     /// Whether more requests may be read from it now.
-    fn may_go_on(&self, core: &Core) -> bool {
+    pub fn may_go_on(&self, core: &Core) -> bool {
         self.out.len() < UNSENT_BYTES_MAX
             && self.in_flight < IN_FLIGHT_MAX
             && (core.queued_bytes < QUEUED_BYTES_MAX || self.in_flight == 0)
@@ -229,6 +231,10 @@ impl Conn {
         let length = header.length as usize;
         if !is_write {
             self.execute(core, agreed, header, Data::None);
+            if self.out.len() >= SEND_EARLY_BYTES {
+                // The client takes this while the next is read. An error shows at the next send.
+                let _ = self.out.send(&self.socket, &mut core.pool);
+            }
             return Ok(0);
         }
         if let Some(data) = input.get(..length) {
