@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -46,6 +47,15 @@ def build() -> None:
         cwd=TAP_FOLDER,
         check=True,
     )
+
+
+_LIBC = ctypes.CDLL(None)
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def _end_with_parent() -> None:
+    """A test process that is killed leaves no tap behind."""
+    _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 class Channel:
@@ -149,7 +159,11 @@ class Tap:
         """Start it and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [BINARY, *self.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [BINARY, *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,
             )
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:

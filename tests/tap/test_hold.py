@@ -250,7 +250,7 @@ def test_a_cut_over_two_groups_keeps_what_came_before(
 
     thread = threading.Thread(target=ledger)
     thread.start()
-    cuts = []
+    cuts: list[list[int]] = []
     try:
         for number in range(500):
             if len(cuts) > 15 and turns[0] > 100:

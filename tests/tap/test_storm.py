@@ -52,6 +52,7 @@ def test_storm(start_tap: StartTap, folder: Path, engine: str, seed: int) -> Non
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("folder", [MEMORY, DISKS], indirect=True, ids=["memory", "storage"])
 @pytest.mark.parametrize("first", range(100, 2100, 100))
