@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from infra.demo.guest import Guest, fetch_kernel, make_initrd
 from infra.demo.ledger import Acknowledged, LedgerReport
 from infra.demo.machine import DISK_BYTES, Machine, Owner, Source, can_mount, make_disk
 from infra.demo.mounted import Mounted
 from infra.demo.processes import Processes, program, run
-from infra.demo.recovery import Safe, file_digest, folder_digest
+from infra.demo.recovery import Exported, Safe, file_digest, folder_digest
 from infra.demo.report import DemoFailed, Report
 from infra.demo.site import Site
 
@@ -212,6 +214,15 @@ class Demonstration:
     def _list(self) -> None:
         with self.report.step("List what can be recovered, from the bucket and the key alone"):
             found = str(self.safe.points())
+            self.report.facts["checkpoints"] = [
+                {
+                    "tag": one.tag,
+                    "seq": one.said["seq"],
+                    "acknowledged_before": one.acknowledged_before,
+                    "acknowledged_after": one.acknowledged_after,
+                }
+                for one in self.moments
+            ]
             for moment in self.moments:
                 self.report.check(f"checkpoint '{moment.tag}' is offered", moment.tag in found)
 
@@ -221,6 +232,7 @@ class Demonstration:
             exported = self.safe.export(f"tag:{_BEFORE}", self.folder / "export")
             digest = file_digest(exported.image)
             self.report.say(f"Written in {exported.seconds:.1f} s: {exported.image.name}")
+            self._check_digest(exported)
             self._check_file_system(exported.image)
             self.machine = self.make_machine("exported")
             self.machine.start(Source(file=exported.image))
@@ -236,6 +248,13 @@ class Demonstration:
                 "transactions": found.last if found else None,
                 "acknowledged_before_checkpoint": moment.acknowledged_before,
             }
+
+    def _check_digest(self, exported: Exported) -> None:
+        (told,) = exported.said["disks"]
+        found = f"blake3:{blake3(exported.image.read_bytes()).hexdigest()}"
+        self.report.check(
+            "the image is what the export verified", told["digest"] in (found, found[7:])
+        )
 
     def _check_file_system(self, image: Path) -> None:
         fsck = program("e2fsck")
@@ -307,6 +326,12 @@ class Demonstration:
                 self._check_orderly_end()
             self.machine.lose()
             served.process.stop()
+            self.report.facts["serve"] = {
+                "selector": f"time:{_rfc3339(self.damage_at)}",
+                "ready_seconds": round(served.seconds, 2),
+                "transactions": found.last if found else None,
+                "acknowledged_before_damage": self.acknowledged_at_damage,
+            }
             self._tell_rpo(found)
 
     def _check_goes_on(self, found: LedgerReport) -> None:
