@@ -12,6 +12,10 @@ from host_agent.wire import frame, limits
 from host_agent.wire.frame import Marker
 from host_agent.wire.record import Flag, Op, Records, State
 
+#: Plain numbers: a member of an enum costs a look-up that a batch would make a hundred times.
+_MARK, _COMMIT, _BEGIN, _END, _SYNC, _MORE = (
+    int(value) for value in (Op.MARK, Op.COMMIT, Op.BEGIN, Op.END, Op.SYNC, Flag.MORE)
+)
 _KINDS = {
     "crash": frame.KIND_CRASH,
     "application": frame.KIND_APPLICATION,
@@ -34,12 +38,12 @@ def count_for_frame(records: Records, bounds: FrameLimits) -> int:
     ends = np.cumsum(records["payload_length"], dtype=np.uint64)
     fits = int(np.searchsorted(ends, bounds.plain, side="right"))
     fits = max(1, min(fits, bounds.records, len(records)))
-    marks = np.flatnonzero((records["op"][:fits] == Op.MARK) | (records["op"][:fits] == Op.COMMIT))
+    marks = np.flatnonzero((records["op"][:fits] == _MARK) | (records["op"][:fits] == _COMMIT))
     if len(marks) > bounds.markers:
         fits = int(marks[bounds.markers])
-    if int(records[fits - 1]["flags"]) & Flag.MORE:
+    if int(records[fits - 1]["flags"]) & _MORE:
         # Ending between requests is tidier; a request larger than the frame cannot be kept whole.
-        whole = np.flatnonzero((records["flags"][:fits] & Flag.MORE) == 0)
+        whole = np.flatnonzero((records["flags"][:fits] & _MORE) == 0)
         if len(whole):
             fits = int(whole[-1]) + 1
     return fits
@@ -47,16 +51,16 @@ def count_for_frame(records: Records, bounds: FrameLimits) -> int:
 
 def state_after(records: Records, before: State) -> State:
     """The stream's state after these records, as a frame states it."""
-    turns = np.flatnonzero((records["op"] == Op.BEGIN) | (records["op"] == Op.END))
+    turns = np.flatnonzero((records["op"] == _BEGIN) | (records["op"] == _END))
     if not len(turns):
         return before
-    is_begin = int(records[int(turns[-1])]["op"]) == Op.BEGIN
+    is_begin = int(records[int(turns[-1])]["op"]) == _BEGIN
     return State.SYNCING if is_begin else State.RECORDING
 
 
 def markers_of(records: Records, payload: bytes) -> tuple[Marker, ...]:
     """The markers among the records, from their bodies; RingDamaged for a body that is none."""
-    rows = np.flatnonzero((records["op"] == Op.MARK) | (records["op"] == Op.COMMIT))
+    rows = np.flatnonzero((records["op"] == _MARK) | (records["op"] == _COMMIT))
     if not len(rows):
         return ()
     ends = np.cumsum(records["payload_length"], dtype=np.uint64)
@@ -75,7 +79,7 @@ def _marker(op: int, seq: int, time: int, body: bytes) -> Marker:
         fields = msgspec.json.decode(body)
         checkpoint = bytes.fromhex(fields["checkpoint"])
         kind = _KINDS[fields.get("kind", "crash")]
-        scope = frame.SCOPE_COMMIT if op == Op.COMMIT else _SCOPES[fields["scope"]]
+        scope = frame.SCOPE_COMMIT if op == _COMMIT else _SCOPES[fields["scope"]]
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
         raise RingDamaged(f"The marker at {seq} has a body that is no marker's.") from None
     if len(checkpoint) != 16:
@@ -85,5 +89,5 @@ def _marker(op: int, seq: int, time: int, body: bytes) -> Marker:
 
 def sync_bytes(records: Records) -> int:
     """Payload bytes that a sync read, as against what guests wrote."""
-    of_sync = records["payload_length"][records["op"] == Op.SYNC]
+    of_sync = records["payload_length"][records["op"] == _SYNC]
     return int(of_sync.sum(dtype=np.uint64))

@@ -23,7 +23,7 @@ from host_agent.wire.errors import WireError
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.message import pack_frame_head
 from host_agent.wire.names import Identity
-from host_agent.wire.record import Records, State, check_records
+from host_agent.wire.record import Records, State
 from host_agent.wire.seal import FrameSealer
 
 #: Entries read at a time where only the record hash is wanted: 1 MiB.
@@ -103,10 +103,6 @@ class Preparer:
         # Look as far as the last frame's size suggests, not at all that the ring has.
         self._look = max(_LOOK_MIN, 2 * len(entries))
         records = plain_records(entries)
-        try:
-            check_records(records, first)
-        except WireError as error:
-            raise RingDamaged(f"The ring holds an impossible record: {error.message}") from None
         payload = self._ring.payload(entries)
         self._ring.check_current()
         self._note_payload_end(entries)
@@ -116,9 +112,12 @@ class Preparer:
         self._running.update(records)
         self._state = state_after(records, self._state)
         digest = self._running.digest()
-        sealed = self._sealer.seal(
-            records, payload, state=self._state, record_hash=digest, markers=markers
-        )
+        try:
+            sealed = self._sealer.seal(
+                records, payload, state=self._state, record_hash=digest, markers=markers
+            )
+        except WireError as error:
+            raise RingDamaged(f"The ring holds what no reader takes: {error.message}") from None
         length = len(sealed.header_bytes) + len(sealed.index) + len(sealed.payload)
         start = pack_frame_head(length) + sealed.header_bytes + sealed.index
         return Prepared(
