@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from xml.sax.saxutils import quoteattr
 
 Fields = dict[str, Any]
 
@@ -169,8 +169,8 @@ def _libvirt(export: str, socket: str) -> list[str]:
     return [
         "<disk type='network' device='disk'>",
         "  <driver name='qemu' type='raw' cache='none' discard='unmap'/>",
-        f"  <source protocol='nbd' name={quoteattr(export)}>",
-        f"    <host transport='unix' socket={quoteattr(socket)}/>",
+        f"  <source protocol='nbd' name='{escape(export)}'>",
+        f"    <host transport='unix' socket='{escape(socket)}'/>",
         f"    <reconnect delay='{_RECONNECT_SECONDS}'/>",
         "  </source>",
         "  <target dev='vda' bus='virtio'/>",
