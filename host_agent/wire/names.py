@@ -90,6 +90,24 @@ def key_name(identity: Identity, generation: bytes) -> str:
     return f"{identity.prefix}keys/{generation.hex()}"
 
 
+def index_prefix(identity: Identity, level: int) -> str:
+    """What the names of a stream's index objects of a level (from 1) begin with."""
+    if not 1 <= level <= 7:
+        raise BadName(f"{level} cannot be the level of an index object.")
+    return f"{identity.prefix}index/{level}/"
+
+
+def index_name(identity: Identity, level: int, number: int) -> str:
+    """The name of index object `number` (from 1) of a level."""
+    return f"{index_prefix(identity, level)}{_numbered('index object', number)}"
+
+
+def index_number(name: str) -> int | None:
+    """The number that an index object's name states, or None if it is no such name."""
+    last = name.rpartition("/")[2]
+    return (int(last, 16) or None) if _PLACE.fullmatch(last) else None
+
+
 def asof_prefix(tenant: str) -> str:
     """What the names of a tenant's statements begin with."""
     return f"{check_name('tenant', tenant)}/asof/"

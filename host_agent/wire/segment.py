@@ -94,10 +94,15 @@ def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[byte
     digest = blake3(body, max_threads=1)
     digest.update(unhashed)
     info = replace(info, hash=digest.digest())
-    trailer = _pack(info, 0)[:_CRC_AT]
-    data = b"".join([body, trailer, crc32c(trailer).to_bytes(4, "little")])
+    data = b"".join([body, pack_trailer(info)])
     parse_tail(memoryview(data)[-tail_length:])  # a segment that nobody could read is never made
     return data, info
+
+
+def pack_trailer(info: SegmentInfo) -> bytes:
+    """The trailer of a segment whose counts, lengths and hash are known; WireError."""
+    trailer = _pack(info, 0)[:_CRC_AT]
+    return trailer + crc32c(trailer).to_bytes(4, "little")
 
 
 def _pack(info: SegmentInfo, crc: int) -> bytes:

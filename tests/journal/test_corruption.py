@@ -24,10 +24,11 @@ from tests.model.store import MemoryStore
 from tests.model.workload import Shape, Workload
 from tests.restore.images import Images
 from tests.restore.replay import moments
-from workers.journal import chain, reader
+from workers.journal import chain
+from workers.journal import journal as journal_module
 from workers.journal.errors import JournalCut, SegmentLost
 from workers.journal.points import resolve
-from workers.journal.reader import open_journal
+from workers.journal.reader import Journal, open_journal
 
 pytestmark = pytest.mark.invariant("I10")
 
@@ -75,7 +76,7 @@ class Subject:
         with journal:
             return [self._one(journal, selector) for selector in self.selectors]
 
-    def _one(self, journal: reader.Journal, selector: str) -> str:
+    def _one(self, journal: Journal, selector: str) -> str:
         try:
             point = resolve(journal, selector)
             found = Images(journal).of(point)
@@ -316,7 +317,7 @@ def test_the_sweep_notices_a_reader_that_checks_no_payload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     subject = spoiled()
-    monkeypatch.setattr(reader, "check_payload", lambda *_: None)
+    monkeypatch.setattr(journal_module, "check_payload", lambda *_: None)
     with pytest.raises(AssertionError, match="tag:good"):
         subject.restore(subject.objects)
 
@@ -361,6 +362,6 @@ def test_the_sweep_notices_a_reader_that_follows_no_chain(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "check_follows", lambda *_: None)
-    monkeypatch.setattr(reader, "RecordHash", BlindHash)
+    monkeypatch.setattr(journal_module, "RecordHash", BlindHash)
     with pytest.raises((AssertionError, KeyError, IndexError)):
         subject.restore(with_a_segment_left_out(subject))

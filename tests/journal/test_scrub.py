@@ -14,7 +14,9 @@ from tests.model.builder import JournalBuilder
 from tests.model.store import MemoryStore
 from tests.model.workload import Workload
 from tests.restore.replay import SHAPE
+from workers.journal import indexfile
 from workers.journal import scrub as scrubbing
+from workers.journal.indexing import write_indexes
 from workers.journal.scrub import Scrubbed, scrub
 
 
@@ -112,3 +114,26 @@ def test_several_kinds_of_damage_are_all_told(built: Built) -> None:
     objects[chain_name(identity, 5)] = objects[chain_name(identity, 5)][:-1]
     places = {getattr(p, "place", 0) for p in scrubbed(built, objects).problems}
     assert {3, 5} <= places
+
+
+def test_index_objects_are_checked_without_a_key(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexfile, "SPAN", 4)
+    builder, rng = built[0], random.Random(3)
+    store = MemoryStore(built[1])
+    written = write_indexes(store, builder.identity, builder.tenant_key)
+    assert written.made
+    whole = scrub(store, builder.identity)
+    assert whole.problems == []
+    assert whole.indexes == len(written.made)
+    for _ in range(100):
+        name = rng.choice(written.made)
+        data = bytearray(store.objects[name])
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        found = scrubbed(built, {**store.objects, name: bytes(data)}).problems
+        assert [problem.code for problem in found] == ["index_damaged"]
+    if len(written.made) > 1:
+        first, second = written.made[:2]
+        found = scrubbed(built, {**store.objects, first: store.objects[second]}).problems
+        assert [problem.code for problem in found] == ["index_damaged"]

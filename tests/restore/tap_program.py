@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--ring-dir", type=Path)
     options = parser.parse_args()
     manner = os.environ.get("HOLDFAST_TAP_DOUBLE", "well")
     if manner == "dies":

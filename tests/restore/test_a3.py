@@ -84,7 +84,7 @@ def one_dropped(start: Any, end: Any) -> Painted:
 
 
 def _ties_reversed(columns: dict[str, Any], low: Any, high: Any) -> Painted:
-    order = np.lexsort((-columns["row"].astype(np.int64), columns["key"]))
+    order = np.lexsort((-columns["entry"].astype(np.int64), columns["key"]))
     found = paint(np.maximum(columns["start"], low)[order], np.minimum(columns["end"], high)[order])
     return Painted(found.start, found.end, order[found.winner].astype(np.int32))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.restore.test_commands import Bucket, Run, bucket, run
+from workers.journal import indexfile
 
 __all__ = ["bucket", "run"]
 
@@ -86,3 +87,26 @@ def test_a_stream_that_is_not_there(run: Run, bucket: Bucket, words: tuple[str, 
     said = run(*words, *key, *where)
     assert said.status == 1
     assert said.json["error"] == "no_such_stream"
+
+
+def test_journals_that_are_indexed_restore_the_same(
+    run: Run, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexfile, "SPAN", 3)
+    listed = run("restore", "list", *bucket.where, "--json").json
+    said = run("journal", "index", *bucket.where, "--json")
+    assert said.status == 0
+    made = [name for stream in said.json["streams"] for name in stream["made"]]
+    assert made
+    assert run("journal", "index", *bucket.where, "--json").json["streams"][0]["made"] == []
+    assert "0 index objects made" in run("journal", "index", *bucket.where).out
+    assert run("restore", "list", *bucket.where, "--json").json == listed
+    for at in ("before", "latest-write"):
+        where = ("--group", "web", "--at", at, "--output", tmp_path / at)
+        assert run("restore", "export", *bucket.where, *where).status == 0
+        image = (tmp_path / at / "root.raw").read_bytes()
+        assert image == bucket.builders[0].model.images()["root"]
+    assert run("verify", *bucket.where, "--deep", "--json").json["ok"] is True
+    spoil(tmp_path / "store" / made[0], 700)
+    assert run("journal", "scrub", "--store", bucket.url, "--tenant", "acme").status == 1
+    assert run("restore", "list", *bucket.where, "--json").json == listed

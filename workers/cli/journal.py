@@ -16,6 +16,7 @@ from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_tex
 from workers.journal.catalogue import list_streams
 from workers.journal.chain import DAMAGE
 from workers.journal.errors import JournalError, NoSuchStream
+from workers.journal.indexing import write_indexes
 from workers.journal.reader import open_journal
 from workers.journal.scrub import scrub
 from workers.journal.verify import Verified, verify
@@ -47,10 +48,15 @@ class ScrubOptions(OutputOptions):
     host: Annotated[str | None, typer.Option(help="The host, where a group has several.")] = None
 
 
+@dataclass(kw_only=True)
+class IndexOptions(StoreOptions):
+    """Options of `journal index`."""
+
+
 class _Report:
     """One answer for each stream; ends with 1 if anything is wrong."""
 
-    def __init__(self, options: VerifyOptions | ScrubOptions) -> None:
+    def __init__(self, options: StoreOptions | ScrubOptions) -> None:
         self._options = options
         self._streams: list[dict[str, Any]] = []
         self._bad = False
@@ -77,7 +83,7 @@ class _Report:
             raise typer.Exit(EXIT_FAILED)
 
 
-def _streams(options: VerifyOptions | ScrubOptions, store: ObjectStore) -> list[Identity]:
+def _streams(options: StoreOptions | ScrubOptions, store: ObjectStore) -> list[Identity]:
     """The streams that the options name; NoSuchStream if there is none."""
     found = [
         stream
@@ -130,6 +136,21 @@ def _verify_one(
         # Nothing could be opened at all: of this stream, and the others are looked at as well.
         found = Verified(problems=[error])
     return {"records": records, "deep": options.deep, **found.as_dict()}
+
+
+@command(journal_app, "index", IndexOptions)
+def index_command(options: IndexOptions) -> None:
+    """Make the index objects that journals lack: they make opening a long journal quick."""
+    key = read_tenant_key(options.key_file, options.tenant)
+    store = open_store(options.store)
+    report = _Report(options)
+    with shown_progress() as progress:
+        for identity in _streams(options, store):
+            progress.start("read", None, "segments")
+            found = write_indexes(store, identity, key)
+            done = f"{len(found.made)} index objects made, {size_text(found.bytes)}"
+            report.add(identity, done, found.as_dict())
+    report.end(store)
 
 
 @command(journal_app, "scrub", ScrubOptions)

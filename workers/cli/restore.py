@@ -23,7 +23,8 @@ from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_tex
 from workers.cli.tables import show_stream
 from workers.journal.catalogue import choose_stream, list_streams
 from workers.journal.errors import JournalError, NoSuchStream
-from workers.journal.points import Point, resolve
+from workers.journal.moment import open_at
+from workers.journal.points import Point
 from workers.journal.reader import Journal, ReadOptions, open_journal
 from workers.journal.selectors import format_time
 from workers.journal.verify import verify
@@ -73,7 +74,8 @@ def _list_one(
     identity, key = stream
     progress.start("read", None, "segments")
     try:
-        journal = open_journal(store, identity, key, ReadOptions(progress=lambda _: None))
+        # What every stored byte is checked against is read from the segments themselves.
+        journal = open_journal(store, identity, key, ReadOptions(use_index=not options.verify))
     except JournalError as error:
         if not options.json:
             typer.echo(f"{identity.group} on {identity.host}: {error}")
@@ -99,8 +101,8 @@ def _opened(options: PointOptions, progress: Progress) -> Iterator[tuple[Journal
     store = open_store(options.store)
     identity = choose_stream(store, options.tenant, options.group, options.host)
     progress.start("read", None, "segments")
-    with open_journal(store, identity, key) as journal:
-        point = resolve(journal, options.at)
+    journal, point = open_at(store, identity, key, options.at)
+    with journal:
         progress.say(describe(point))
         yield journal, point
 

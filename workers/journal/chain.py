@@ -91,7 +91,8 @@ class ChainWalk(Generic[T]):
     """The segments of a stream, oldest first, as far as the chain is whole.
 
     `make` runs in the reading threads on each segment's info and frames. The walk ends at the
-    chain's end or at the first damage, which `damage` then holds; a store that is away raises.
+    chain's end, after the place `stop`, or at the first damage, which `damage` then holds; a store
+    that is away raises.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class ChainWalk(Generic[T]):
         identity: Identity,
         make: Callable[[SegmentInfo, list[FrameRef]], T],
         start: SegmentInfo | None = None,
+        stop: int | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
         self._make = make
         self.newest = start
+        self._stop = stop or 1 << 63
         self.damage: JournalDamaged | None = None
 
     def __iter__(self) -> Iterator[Loaded[T]]:
@@ -113,10 +116,11 @@ class ChainWalk(Generic[T]):
         with ThreadPoolExecutor(READ_AHEAD, "holdfast-chain") as pool:
             try:
                 place = asked = first
-                while True:
+                while place <= self._stop:
                     # Grows from one: most walks of a short chain must not ask for what is not
                     # there.
-                    while asked < place + min(READ_AHEAD, max(1, place - first)):
+                    further = min(READ_AHEAD, max(1, place - first))
+                    while asked < min(place + further, self._stop + 1):
                         ahead.append(pool.submit(self._load, asked))
                         asked += 1
                     loaded = self._next(place, ahead.popleft())

@@ -65,6 +65,18 @@ class PayloadDamaged(JournalDamaged):
     code = "payload_damaged"
 
 
+class IndexDamaged(JournalError):
+    """An index object is damaged. Nothing is lost: segments are read in its place."""
+
+    code = "index_damaged"
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(
+            f"The index object {name} cannot be used: {why}",
+            hint="Remove it; `holdfast journal index` makes it again.",
+        )
+
+
 class UnknownBase(JournalError):
     """A generation continues one that the journal does not hold, and did not read everything
     anew."""

@@ -4,6 +4,7 @@ payloads."""
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,20 +33,33 @@ class KeyRing:
         self._lock = threading.Lock()
         self._keys: dict[bytes, bytes] = {}
         self._openers: dict[bytes, FrameOpener] = {}
+        self._offered: dict[bytes, bytes] = {}
+
+    def offer(self, generation: str, data: bytes) -> None:
+        """A copy of a key object, for when the object itself is lost. It is checked when it is
+        opened."""
+        with self._lock, suppress(ValueError):
+            self._offered.setdefault(bytes.fromhex(generation), data)
+
+    def key_object(self, generation: bytes) -> bytes:
+        """The wrapped data key of a generation as it is stored; KeyObjectLost."""
+        name = key_name(self._identity, generation)
+        try:
+            return self._store.get(name)
+        except (ObjectMissing, ObjectTooLarge):
+            if generation in self._offered:
+                return self._offered[generation]
+            raise KeyObjectLost(
+                0,
+                f"The data key {name} is missing: nothing sealed with it can be opened.",
+                hint="Restore that object; it is never collected while the journal lasts.",
+            ) from None
 
     def data_key(self, generation: bytes) -> bytes:
         """A generation's data key; KeyObjectLost, WrongKey, BadKeyFile."""
         with self._lock:
             if generation not in self._keys:
-                name = key_name(self._identity, generation)
-                try:
-                    data = self._store.get(name)
-                except (ObjectMissing, ObjectTooLarge):
-                    raise KeyObjectLost(
-                        0,
-                        f"The data key {name} is missing: nothing sealed with it can be opened.",
-                        hint="Restore that object; it is never collected while the journal lasts.",
-                    ) from None
+                data = self.key_object(generation)
                 self._keys[generation] = open_with_tenant(
                     data, self._tenant_key, self._identity, generation
                 )

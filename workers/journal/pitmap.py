@@ -93,7 +93,7 @@ def lineage(journal: Journal, point: Point) -> Lineage:
 def map_seal(journal: Journal, point: Point) -> MapSeal:
     """What binds a saved map to this point of this journal."""
     generation = journal.timeline.generations[point.generation]
-    frame = int(journal.column("frame")[point.row])
+    frame = journal.frame_of(point.row)
     subject = f"{journal.identity} {generation.hex} {point.seq} {journal.frames_hash(frame).hex()}"
     key = blake3(journal.keys.data_key(generation.name), derive_key_context=_MAP_CONTEXT).digest()
     return MapSeal(subject, key)
@@ -126,7 +126,7 @@ def build_map(journal: Journal, point: Point, seal: MapSeal, path: Path | None =
     def paint_number(number: int) -> _Part:
         columns = parts.bucket(number)
         painted = _paint_part(columns, plan.bounds[number], plan.bounds[number + 1])
-        return _pieces_of(journal, columns["row"], painted)
+        return _pieces_of(journal, columns["entry"], painted)
 
     try:
         # Sorting lets other threads run: parts are painted side by side, and written in order.
@@ -159,7 +159,8 @@ class _Plan:
 
     def _find_bounds(self, disks: int) -> NDArray[np.uint64]:
         """Addresses between parts, by the quantiles of a sample of the writes' starts."""
-        rows = sum(stretch.rows for stretch in self._line.stretches)
+        spans = (self._entries(stretch) for stretch in self._line.stretches)
+        rows = sum(last - first for first, last in spans)
         parts = min(_PARTS_MAX - 1, max(1, -(-rows // PART_RECORDS)))
         end = np.uint64(max(1, disks) << int(_DISK_SHIFT))
         inner = np.empty(0, np.uint64)
@@ -174,7 +175,7 @@ class _Plan:
 
     def parts(self) -> Runs:
         """All writes, by part; one that reaches over several parts is in each."""
-        kinds = {"start": "<u8", "end": "<u8", "key": "<u8", "row": "<u8"}
+        kinds = {"start": "<u8", "end": "<u8", "key": "<u8", "entry": "<u8"}
         runs = Runs(kinds, len(self.bounds) - 1, self._journal.spool_directory)
         inner = self.bounds[1:-1]
         for batch in self._batches():
@@ -192,48 +193,58 @@ class _Plan:
             runs.append(first, batch)
         return runs
 
+    def _entries(self, stretch: Stretch) -> tuple[int, int]:
+        """The journal's entries of a stretch: first, and one after the last."""
+        first = stretch.generation.first_row
+        return self._journal.entries(first, first + stretch.rows)
+
     def _batches(self, step: int = 1) -> Iterator[dict[str, NDArray[np.uint64]]]:
-        """Writes in the order of the stream: address, order and row. `step` > 1 gives a sample."""
-        tables = _NumberTables(self._journal.timeline.changes, self._slots)
+        """Writes in the order of the stream: address, order and entry. `step` > 1 gives a
+        sample."""
+        tables = NumberTables(self._journal.timeline.changes, self._slots)
         for stretch in self._line.stretches:
-            first = stretch.generation.first_row
-            for start in range(0, stretch.rows, BATCH_ROWS * step):
-                stop = min(stretch.rows, start + BATCH_ROWS * step)
-                batch = self._batch(tables, stretch, range(first + start, first + stop, step))
+            first, end = self._entries(stretch)
+            for start in range(first, end, BATCH_ROWS * step):
+                stop = min(end, start + BATCH_ROWS * step)
+                batch = self._batch(tables, stretch, range(start, stop, step))
                 if len(batch["start"]):
                     yield batch
 
     def _batch(
-        self, tables: _NumberTables, stretch: Stretch, rows: range
+        self, tables: NumberTables, stretch: Stretch, entries: range
     ) -> dict[str, NDArray[np.uint64]]:
-        journal, cut = self._journal, slice(rows.start, rows.stop, rows.step)
+        journal, cut = self._journal, slice(entries.start, entries.stop, entries.step)
         op = journal.column("op")[cut]
         index = np.flatnonzero(_WRITES[op])
-        row = np.uint64(rows.start) + index.astype(np.uint64) * np.uint64(rows.step)
+        entry = np.uint64(entries.start) + index.astype(np.uint64) * np.uint64(entries.step)
+        row = journal.column("row")[cut][index].astype(np.uint64)
         slot = tables.slots(row, journal.column("disk")[cut][index])
         offset = journal.column("offset")[cut][index].astype(np.uint64)
         end = offset + journal.column("length")[cut][index]
         seq = row - np.uint64(stretch.generation.first_row) + np.uint64(1)
         key = np.where(_SYNC[op[index]], journal.column("aux")[cut][index], seq)
-        batch = {"start": offset, "end": end, "key": key + np.uint64(stretch.raised), "row": row}
-        slot, batch = self._with_cuts(stretch, rows, slot, batch)
+        key = key + np.uint64(stretch.raised)
+        batch = {"start": offset, "end": end, "key": key, "entry": entry}
+        slot, batch = self._with_cuts(stretch, entries, slot, batch)
         return self._clip(slot, batch)
 
     def _with_cuts(
         self,
         stretch: Stretch,
-        rows: range,
+        entries: range,
         slot: NDArray[np.int32],
         batch: dict[str, NDArray[np.uint64]],
     ) -> tuple[NDArray[np.int32], dict[str, NDArray[np.uint64]]]:
         """Add what a new size or a disk's leaving gave up: zeroes from there to the end of all
         disks."""
-        changes = [
-            c for c in self._journal.timeline.changes if c.cut and rows.start <= c.row < rows.stop
-        ]
+        rows = self._journal.column("row")
+        low, high = int(rows[entries.start]), int(rows[entries.stop - 1])
+        # Each change has an entry of its own, which no other entry of its row can follow.
+        changes = [c for c in self._journal.timeline.changes if c.cut and low <= c.row <= high]
         if not changes:
             return slot, batch
         row = np.array([c.row for c in changes], np.uint64)
+        entry = np.searchsorted(rows, row).astype(np.uint64)
         position = row - np.uint64(stretch.generation.first_row) + np.uint64(1 + stretch.raised)
         # The first BEGIN describes what lies under its generation: it loses to all of its records.
         position -= row == np.uint64(stretch.generation.first_row)
@@ -241,9 +252,9 @@ class _Plan:
             "start": np.array([c.size or 0 for c in changes], np.uint64),
             "end": np.full(len(changes), limits.DISK_BYTES_MAX, np.uint64),
             "key": position,
-            "row": row,
+            "entry": entry,
         }
-        order = np.argsort(np.concatenate([batch["row"], row]), kind="stable")
+        order = np.argsort(np.concatenate([batch["entry"], entry]), kind="stable")
         slots = np.concatenate([slot, self._slots[[c.disk for c in changes]]])[order]
         return slots, {n: np.concatenate([batch[n], added[n]])[order] for n in batch}
 
@@ -260,12 +271,15 @@ class _Plan:
             "start": base + batch["start"][keep],
             "end": base + end,
             "key": batch["key"][keep],
-            "row": batch["row"][keep],
+            "entry": batch["entry"][keep],
         }
 
 
-class _NumberTables:
-    """Which disk of the map a record's number means: it may change when disks come and go."""
+class NumberTables:
+    """Which disk of the map a record's number means: it may change when disks come and go.
+
+    `slots` gives each disk of the stream its order in the map; -1: it is not in it.
+    """
 
     def __init__(self, changes: list[DiskChange], slots: NDArray[np.int32]) -> None:
         tables = [np.full(limits.STREAM_DISKS_MAX, -1, np.int32)]
@@ -319,18 +333,18 @@ class _Part:
                 yield int(self.slot[first]), self.pieces[first:last]
 
 
-def _pieces_of(journal: Journal, rows: NDArray[np.uint64], painted: Painted) -> _Part:
+def _pieces_of(journal: Journal, entries: NDArray[np.uint64], painted: Painted) -> _Part:
     covered = int((painted.end - painted.start).sum(dtype=np.uint64))
-    row = rows[painted.winner]
-    kept = np.flatnonzero(_DATA[journal.column("op")[row]])
-    row, start, end = row[kept], painted.start[kept], painted.end[kept]
+    entry = entries[painted.winner]
+    kept = np.flatnonzero(_DATA[journal.column("op")[entry]])
+    entry, start, end = entry[kept], painted.start[kept], painted.end[kept]
     slot = start >> _DISK_SHIFT
-    pieces = np.empty(len(row), PIECE)
+    pieces = np.empty(len(entry), PIECE)
     pieces["start"] = start - (slot << _DISK_SHIFT)
     pieces["length"] = end - start
-    pieces["frame"] = journal.column("frame")[row]
-    within = pieces["start"] - journal.column("offset")[row]
-    pieces["at"] = journal.column("payload_at")[row] + within
+    pieces["frame"] = journal.column("frame")[entry]
+    within = pieces["start"] - journal.column("offset")[entry]
+    pieces["at"] = journal.column("payload_at")[entry] + within
     return _Part(covered, slot, pieces)
 
 

@@ -8,240 +8,37 @@ disk. The pass stops at the first damage; everything before it stays usable, not
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import numpy as np
-from blake3 import blake3
-from numpy.typing import NDArray
-
-from host_agent.wire.errors import ChecksumMismatch, WireError
-from host_agent.wire.frame import FrameHeader
-from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import TenantKey
-from host_agent.wire.names import Identity, chain_name
-from host_agent.wire.segment import SegmentInfo
-from workers.journal.chain import DAMAGE, ChainWalk, Loaded, damaged
-from workers.journal.errors import JournalCut, JournalDamaged, NoSuchStream, PayloadDamaged
-from workers.journal.opening import (
-    KeyRing,
-    OpenedFrame,
-    OpenedSegment,
-    SegmentOpener,
-    check_payload,
-)
-from workers.journal.spool import ColumnSpool
+from host_agent.wire.names import Identity
+from workers.journal.chain import DAMAGE, ChainWalk, damaged, read_tail
+from workers.journal.errors import JournalCut, JournalDamaged, NoSuchStream
+from workers.journal.indexes import IndexSource
+from workers.journal.indexfile import IndexBody, IndexHead
+from workers.journal.journal import FrameInfo, Journal, Keeper
+from workers.journal.opening import KeyRing, SegmentOpener
 from workers.journal.statements import Statement, read_statement
-from workers.journal.timeline import Timeline
+from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
 
-_RECORD_COLUMNS = {
-    "time": "<u8",
-    "offset": "<u8",
-    "aux": "<u8",
-    "length": "<u4",
-    "crc": "<u4",
-    "payload_length": "<u4",
-    "payload_at": "<u4",
-    "frame": "<u4",
-    "disk": "<u2",
-    "op": "u1",
-    "flags": "u1",
-}
-_FRAME_COLUMNS = {
-    "place": "<u8",
-    "generation": "<u4",
-    "first_row": "<u8",
-    "records": "<u4",
-    "payload_offset": "<u8",
-    "payload_sealed": "<u4",
-    "payload_plain": "<u4",
-    "header_at": "<u8",
-    "header_length": "<u4",
-}
-
-
-@dataclass(frozen=True)
-class FrameInfo:
-    """Where a frame lies. Bytes and rows; `number` counts the frames of the whole chain."""
-
-    number: int
-    place: int
-    generation: int
-    first_row: int
-    records: int
-    payload_offset: int
-    payload_sealed: int
+__all__ = ["FrameInfo", "Journal", "ReadOptions", "open_journal"]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """`spool_directory` holds temporary files (None: the system's); `progress` hears places
-    done."""
+    """`spool_directory` holds temporary files (None: the system's); `progress` hears places done.
+
+    With `use_index`, index objects stand for the segments that they cover: fewer requests, and only
+    the moments of the other segments have a map. `until` ends the reading after that place.
+    """
 
     spool_directory: Path | None = None
     progress: Callable[[int], None] | None = None
-
-
-class Journal:
-    """A stream's journal, opened. Use as a context manager; it holds temporary files."""
-
-    def __init__(
-        self, store: ObjectStore, identity: Identity, keys: KeyRing, spool: Path | None
-    ) -> None:
-        self.store = store
-        self.identity = identity
-        self.keys = keys
-        self.spool_directory = spool
-        self.timeline = Timeline((identity.group, identity.host))
-        self.damage: JournalDamaged | None = None
-        self.statement: Statement | None = None
-        self.segments = 0
-        self.newest: SegmentInfo | None = None
-        self._records = ColumnSpool(_RECORD_COLUMNS, spool)
-        self._frames = ColumnSpool(_FRAME_COLUMNS, spool)
-        self._headers = ColumnSpool({"byte": "u1"}, spool)
-        self._hash = RecordHash()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the temporary files back."""
-        for spool in (self._records, self._frames, self._headers):
-            spool.close()
-
-    @property
-    def rows(self) -> int:
-        """Records of the whole chain."""
-        return self._records.rows
-
-    @property
-    def frames(self) -> int:
-        """Frames of the whole chain."""
-        return self._frames.rows
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A column of all records; row i is the chain's record i. See `_RECORD_COLUMNS`."""
-        return self._records.column(name)
-
-    def frame_column(self, name: str) -> NDArray[Any]:
-        """A column of all frames."""
-        return self._frames.column(name)
-
-    def frame(self, number: int) -> FrameInfo:
-        """Where a frame lies."""
-        value = {
-            name: int(self._frames.column(name)[number])
-            for name in (
-                "place",
-                "generation",
-                "first_row",
-                "records",
-                "payload_offset",
-                "payload_sealed",
-            )
-        }
-        return FrameInfo(number, **value)
-
-    def frames_hash(self, number: int) -> bytes:
-        """BLAKE3 of the clear headers of all frames up to `number`: they hold the record hashes."""
-        end = int(self._frames.column("header_at")[number])
-        end += int(self._frames.column("header_length")[number])
-        return blake3(self._headers.column("byte")[:end].tobytes()).digest()
-
-    def open_payload(self, frame: FrameInfo, sealed: bytes | memoryview) -> bytes:
-        """The frame's data, authenticated and checked against the tap's CRCs; PayloadDamaged."""
-        at = int(self._frames.column("header_at")[frame.number])
-        length = int(self._frames.column("header_length")[frame.number])
-        header_bytes = self._headers.column("byte")[at : at + length].tobytes()
-        rows = slice(frame.first_row, frame.first_row + frame.records)
-        generation = self.timeline.generations[frame.generation]
-        try:
-            header = FrameHeader.unpack(header_bytes)
-            opener = self.keys.opener(generation.name)
-            plain = opener.open_payload(header, header_bytes, sealed)
-            columns = (
-                self._records.column("crc")[rows],
-                self._records.column("payload_length")[rows],
-            )
-            check_payload(plain, *columns, header.first_seq)
-        except DAMAGE as error:
-            name = chain_name(self.identity, frame.place)
-            raise PayloadDamaged(
-                frame.place, f"The data of {name} cannot be used: {error.message}"
-            ) from error
-        return plain
-
-    def take(self, segment: Loaded[OpenedSegment]) -> None:
-        """Add the next segment of the chain. Raises what DAMAGE names if it contradicts the
-        rest."""
-        if segment.made.key_problem is not None:
-            raise segment.made.key_problem
-        for frame in segment.made.frames:
-            self._take_frame(segment.info, frame)
-        self._check_position(segment.info)
-        self.segments += 1
-        self.newest = segment.info
-
-    def _take_frame(self, info: SegmentInfo, frame: OpenedFrame) -> None:
-        header = frame.ref.header
-        timeline = self.timeline
-        if not timeline.generations or timeline.generations[-1].name != header.generation:
-            timeline.start_generation(header.generation)
-            self._hash = RecordHash()
-        self._hash.update(frame.records)
-        if self._hash.digest() != header.record_hash:
-            raise ChecksumMismatch(
-                f"The records up to sequence {header.last_seq} do not match their hash."
-            )
-        first_row = timeline.rows
-        timeline.add(frame.records, frame.bodies, header.markers)
-        self._store_frame(info, frame, first_row)
-
-    def _store_frame(self, info: SegmentInfo, frame: OpenedFrame, first_row: int) -> None:
-        records, header = frame.records, frame.ref.header
-        count = len(records)
-        ends = np.cumsum(records["payload_length"], dtype=np.uint64)
-        columns = {
-            name: records[name] for name in _RECORD_COLUMNS if name in (records.dtype.names or ())
-        }
-        columns["payload_at"] = ends - records["payload_length"]
-        columns["frame"] = np.full(count, self._frames.rows, np.uint32)
-        self._records.append(columns)
-        row = {
-            "place": info.place,
-            "generation": self.timeline.generations[-1].index,
-            "first_row": first_row,
-            "records": count,
-            "payload_offset": frame.ref.payload_offset,
-            "payload_sealed": frame.ref.payload_length,
-            "payload_plain": header.payload_plain,
-            "header_at": self._headers.rows,
-            "header_length": header.length,
-        }
-        self._frames.append({name: np.array([value]) for name, value in row.items()})
-        self._headers.append({"byte": np.frombuffer(frame.ref.header_bytes, np.uint8)})
-
-    def _check_position(self, info: SegmentInfo) -> None:
-        """A trailer states the position and the hash that its frames lead to, epoch segments
-        too."""
-        generations = self.timeline.generations
-        name = generations[-1].name if generations else bytes(16)
-        last = generations[-1].last_seq if generations else 0
-        stated = (info.generation, info.last_seq, info.record_hash)
-        if stated != (name, last, self._hash.digest() if generations else info.record_hash):
-            raise WireError("Its trailer states another position than its frames lead to.")
+    use_index: bool = False
+    until: int | None = None
+    keeper: Callable[[Journal], Keeper] | None = None
 
 
 def open_journal(
@@ -262,6 +59,8 @@ def open_journal(
     statement = read_statement(store, identity)
     journal = Journal(store, identity, keys, options.spool_directory)
     try:
+        if options.keeper is not None:
+            journal.keeper = options.keeper(journal)
         _read(journal, options)
         if journal.damage is not None and not journal.rows:
             raise journal.damage.__cause__ or journal.damage
@@ -271,17 +70,65 @@ def open_journal(
                 hint="`holdfast restore list` shows what it holds.",
             )
         journal.statement = statement
-        if journal.damage is None and statement is not None:
+        if journal.damage is None and statement is not None and options.until is None:
             journal.damage = _cut(journal, statement)
+    except _IndexUnfit:
+        journal.close()
+        return open_journal(store, identity, tenant_key, replace(options, use_index=False))
     except BaseException:
         journal.close()
         raise
     return journal
 
 
+class _IndexUnfit(Exception):
+    """An index object and the chain contradict each other: the chain is read, and decides."""
+
+
 def _read(journal: Journal, options: ReadOptions) -> None:
+    source = None
+    if options.use_index:
+        source = IndexSource(journal.store, journal.identity, journal.keys, options.until)
+    indexed = 0
+    while True:
+        place = journal.newest.place + 1 if journal.newest else 1
+        found = source.take(place) if source is not None else None
+        if found is not None:
+            _take_index(journal, *found)
+            indexed = found[0].last_place
+            continue
+        stop = source.segments_until(place) if source is not None else options.until
+        _read_segments(journal, options, stop)
+        newest = journal.newest.place if journal.newest else 0
+        if indexed and newest == indexed:
+            _check_index_end(journal)
+        if journal.damage is not None or stop is None or newest in (options.until, place - 1):
+            return
+
+
+def _take_index(journal: Journal, head: IndexHead, body: IndexBody) -> None:
+    try:
+        journal.take_index(head, body)
+    except (*DAMAGE, KeyError, ValueError, IndexError) as error:
+        raise _IndexUnfit from error
+
+
+def _check_index_end(journal: Journal) -> None:
+    """No segment follows the last index object: it must end as the chain does."""
+    newest = journal.newest
+    assert newest is not None
+    try:
+        info, _ = read_tail(journal.store, journal.identity, newest.place)
+    except (ObjectMissing, *DAMAGE) as error:
+        raise _IndexUnfit from error
+    if journal.damage is not None or info != newest:
+        raise _IndexUnfit
+
+
+def _read_segments(journal: Journal, options: ReadOptions, stop: int | None) -> None:
+    """Segments up to the place `stop`, or to the chain's end."""
     opener = SegmentOpener(journal.store, journal.identity, journal.keys)
-    walk = ChainWalk(journal.store, journal.identity, opener)
+    walk = ChainWalk(journal.store, journal.identity, opener, journal.newest, stop)
     for segment in walk:
         try:
             journal.take(segment)

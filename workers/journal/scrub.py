@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from host_agent.wire.errors import ChainBroken, HoldfastError
+from host_agent.wire.errors import ChainBroken, HoldfastError, WireError
 from host_agent.wire.keys import check_key_object
-from host_agent.wire.names import Identity, chain_name, chain_prefix, key_name, place_of
+from host_agent.wire.names import (
+    Identity,
+    chain_name,
+    chain_prefix,
+    index_number,
+    index_prefix,
+    key_name,
+    place_of,
+)
 from host_agent.wire.segment import SegmentInfo, check_follows, parse_tail, verify_segment
+from workers.journal import indexfile
 from workers.journal.chain import DAMAGE, damaged
-from workers.journal.errors import JournalCut, KeyObjectLost, SegmentLost
+from workers.journal.errors import IndexDamaged, JournalCut, KeyObjectLost, SegmentLost
+from workers.journal.indexfile import IndexHead, parse_index
 from workers.journal.statements import read_statement
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
@@ -34,6 +44,7 @@ class Scrubbed:
     segments: int = 0
     frames: int = 0
     keys: int = 0
+    indexes: int = 0
     bytes: int = 0
     problems: list[HoldfastError] = field(default_factory=list)
 
@@ -43,6 +54,7 @@ class Scrubbed:
             "segments": self.segments,
             "frames": self.frames,
             "keys": self.keys,
+            "indexes": self.indexes,
             "bytes": self.bytes,
             "problems": [problem.as_dict() for problem in self.problems],
         }
@@ -59,6 +71,7 @@ def scrub(
     statement = read_statement(store, identity)
     run = _Scrub(store, identity, advance or (lambda _: None))
     run.segments()
+    run.indexes()
     if statement is not None and statement.seq:
         run.check_stated(statement.generation, statement.seq)
     return run.result
@@ -92,6 +105,7 @@ class _Scrub:
         self._before: SegmentInfo | None = None
         self._expected = 1
         self._last: dict[bytes, int] = {}
+        self._hashes: dict[int, bytes] = {}
 
     def segments(self) -> None:
         """All segments in order, read ahead."""
@@ -109,6 +123,29 @@ class _Scrub:
                 for _, future in ahead:
                     future.cancel()
 
+    def indexes(self) -> None:
+        """All index objects: their hashes, and that they were made of this chain."""
+        for level in range(1, indexfile.LEVELS + 1):
+            for listed in self._store.list(index_prefix(self._identity, level)):
+                try:
+                    data = self._store.get(listed.name)
+                    self._advance(len(data))
+                    self.result.indexes += 1
+                    self.result.bytes += len(data)
+                    self._check_index(listed.name, level, parse_index(data).head)
+                except ObjectMissing:
+                    continue
+                except DAMAGE as error:
+                    self.result.problems.append(IndexDamaged(listed.name, error.message))
+
+    def _check_index(self, name: str, level: int, head: IndexHead) -> None:
+        stated = (head.level, head.number, head.identity_hash)
+        if stated != (level, index_number(name), self._identity.hash):
+            raise WireError("It is that of other places, or of another stream.")
+        held = self._hashes.get(head.last_place)
+        if held is not None and held != head.newest.hash:
+            raise WireError("It was made of another history of this stream.")
+
     def _take(self, place: int, read: Future[bytes]) -> None:
         self._lost_before(place)
         try:
@@ -123,6 +160,8 @@ class _Scrub:
             return
         self._check_key(info)
         self._before = info
+        if place % indexfile.SPAN == 0:
+            self._hashes[place] = info.hash
         if info.last_seq:
             self._last[info.generation] = info.last_seq
 

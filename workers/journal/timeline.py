@@ -7,13 +7,15 @@ Rows number the records of all generations of a chain one after another, from 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from host_agent.wire.errors import WireError
 from host_agent.wire.frame import KIND_APPLICATION, KIND_TAGGED, SCOPE_COMMIT, SCOPE_STREAM, Marker
-from host_agent.wire.record import Op, Records
+from host_agent.wire.record import RECORD, Op, Records
 from workers.journal import bodies
 from workers.journal.bodies import BeginBody, CommitBody, DetachBody, DiskBody, EndBody, MarkBody
 
@@ -88,6 +90,26 @@ class DiskChange:
     cut: bool
 
 
+class Special(msgspec.Struct, frozen=True, array_like=True):
+    """A record that a timeline looks at: its 48 bytes, its body if wanted, its marker's fields."""
+
+    record: bytes
+    body: bytes | None
+    marker: tuple[bytes, int, int, int, int] | None
+
+
+def specials_of(
+    records: Records, found: dict[int, bytes], markers: tuple[Marker, ...]
+) -> list[Special]:
+    """What `Timeline.replay` needs of a frame."""
+    by_seq = {m.seq: (m.checkpoint, m.seq, m.time, m.scope, m.kind) for m in markers}
+    rows = np.flatnonzero((records["op"] >= Op.BEGIN) | (records["op"] == Op.RESIZE))
+    return [
+        Special(records[row : row + 1].tobytes(), found.get(seq), by_seq.get(seq))
+        for row, seq in zip(rows.tolist(), records["seq"][rows].tolist(), strict=True)
+    ]
+
+
 class Timeline:
     """Takes every frame's records in order and keeps what a restore must know of them."""
 
@@ -135,6 +157,25 @@ class Timeline:
             raise WireError(f"A marker at sequence {min(by_seq)} stands for no record.")
         generation.last_seq = int(records[-1]["seq"])
         self.rows += len(records)
+
+    def replay(self, records: int, specials: Iterable[Special]) -> None:
+        """What `add` took of the generation's next `records` records, kept by an index object."""
+        generation = self.generations[-1]
+        for special in specials:
+            row = np.frombuffer(special.record, RECORD)[0]
+            seq = int(row["seq"])
+            at = generation.row(seq)
+            if not self.rows <= at < self.rows + records:
+                raise WireError("A kept record lies outside the records that it is among.")
+            if int(row["op"]) == Op.RESIZE:
+                if int(row["disk"]) not in self._numbers:
+                    raise WireError("A record names a disk that the stream does not have.")
+                self._resize(at, int(row["disk"]), int(row["offset"]))
+            else:
+                markers = {} if special.marker is None else {seq: Marker(*special.marker)}
+                self._take(row, at, special.body, markers)
+        generation.last_seq += records
+        self.rows += records
 
     def _check_disks(self, records: Records) -> None:
         disks = records["disk"][_ON_DISK[records["op"]]]

@@ -159,13 +159,12 @@ class _Writer:
 
     def _add_crcs(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:
         """Whole records keep the CRC that the tap took; parts of records get their own."""
-        rows = slice(frame.first_row, frame.first_row + frame.records)
-        record_at = self._journal.column("payload_at")[rows]
-        row = np.searchsorted(record_at, piece["at"], "right") - 1
-        whole = (record_at[row] == piece["at"]) & (
-            self._journal.column("payload_length")[rows][row] == piece["length"]
+        sums = self._journal.frame_sums(frame)
+        row = np.searchsorted(sums.payload_at, piece["at"], "right") - 1
+        whole = (sums.payload_at[row] == piece["at"]) & (
+            sums.payload_length[row] == piece["length"]
         )
-        crc = self._journal.column("crc")[rows][row].astype(np.uint32)
+        crc = sums.crc[row].astype(np.uint32)
         data = memoryview(plain)
         for index in np.flatnonzero(~whole).tolist():
             at = int(piece["at"][index])
