@@ -32,6 +32,13 @@ from host_agent.wire.record import Flag, Op, Records, check_records, writes_disk
 
 PART_INDEX, PART_PAYLOAD = 0, 1
 _LEVEL = 1
+#: For what does not shrink: level 1 would code it and then store it raw, at five times the cost.
+#: Long repeats are still found.
+_FAST_LEVEL = -5
+#: A sample of so many pieces of so many bytes tells which level a payload gets.
+_SAMPLE_PIECES, _SAMPLE_BYTES = 8, 4096
+#: Above this share of its size a sample counts as not shrinking.
+_SAMPLE_SHARE = 0.98
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class FrameSealer:
         self._salt = salt
         self._counter = 0
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
+        self._fast = zstandard.ZstdCompressor(level=_FAST_LEVEL)
 
     def seal(
         self,
@@ -97,7 +105,7 @@ class FrameSealer:
         check_records(records, int(records[0]["seq"]))
         plain = encode_index(records)
         index = self._zstd.compress(plain)
-        body = self._zstd.compress(payload) if len(payload) else b""
+        body = self._compressor(payload).compress(payload) if len(payload) else b""
         counter, self._counter = self._counter, self._counter + 1
         header = FrameHeader(
             state=state,
@@ -127,6 +135,15 @@ class FrameSealer:
             self._encrypt(PART_INDEX, counter, index, head),
             self._encrypt(PART_PAYLOAD, counter, body, head) if body else b"",
         )
+
+    def _compressor(self, payload: bytes) -> zstandard.ZstdCompressor:
+        step = len(payload) // _SAMPLE_PIECES
+        if step < 2 * _SAMPLE_BYTES:
+            return self._zstd
+        starts = range(0, step * _SAMPLE_PIECES, step)
+        sample = b"".join(payload[at : at + _SAMPLE_BYTES] for at in starts)
+        shrinks = len(self._zstd.compress(sample)) <= _SAMPLE_SHARE * len(sample)
+        return self._zstd if shrinks else self._fast
 
     def _encrypt(self, part: int, counter: int, data: bytes, head: bytes) -> bytes:
         return self._aead.encrypt(
