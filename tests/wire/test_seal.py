@@ -337,8 +337,8 @@ def test_the_largest_frame_fits() -> None:
 @pytest.mark.parametrize("shrinks", [True, False])
 def test_what_does_not_shrink_costs_little_and_comes_back(shrinks: bool) -> None:
     """A payload gets its level by a sample; both levels give the same bytes back."""
-    unit = bytes(2048) if shrinks else os.urandom(2048)
-    payload = b"".join(os.urandom(2048) + unit for _ in range(256))
+    payload = b"".join(os.urandom(2048) + bytes(2048) for _ in range(256))
+    payload = payload if shrinks else os.urandom(len(payload))
     sealer = FrameSealer(bytes(32), Identity("t", "g", "h"), bytes(16), os.urandom(32))
     packed = sealer._compressor(payload).compress(payload)
     assert (len(packed) < 0.7 * len(payload)) == shrinks
