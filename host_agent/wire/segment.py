@@ -80,21 +80,21 @@ def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[byte
     tail: list[bytes | memoryview] = [frame.header_bytes for frame in frames]
     tail += [frame.index for frame in frames]
     tail_length = sum(map(len, tail)) + TRAILER_BYTES
-    body = b"".join([*parts, *tail])
-    if len(body) + TRAILER_BYTES > limits.SEGMENT_BYTES_MAX:
-        raise LimitExceeded(f"A segment of {len(body)} bytes is larger than allowed.")
+    body_length = sum(map(len, parts)) + tail_length - TRAILER_BYTES
+    if body_length + TRAILER_BYTES > limits.SEGMENT_BYTES_MAX:
+        raise LimitExceeded(f"A segment of {body_length} bytes is larger than allowed.")
     info = replace(
         info,
         frames=len(frames),
         tail_length=tail_length,
-        object_length=len(body) + TRAILER_BYTES,
+        object_length=body_length + TRAILER_BYTES,
         hash=bytes(32),
     )
-    unhashed = _pack(info, 0)[:_HASH_AT]
-    digest = blake3(body, max_threads=1)
-    digest.update(unhashed)
+    digest = blake3(max_threads=1)
+    for part in (*parts, *tail, _pack(info, 0)[:_HASH_AT]):
+        digest.update(part)
     info = replace(info, hash=digest.digest())
-    data = b"".join([body, pack_trailer(info)])
+    data = b"".join([*parts, *tail, pack_trailer(info)])
     parse_tail(memoryview(data)[-tail_length:])  # a segment that nobody could read is never made
     return data, info
 
