@@ -32,6 +32,8 @@ SHAPE = Shape({"root": 64, "data": 40}, operations=110, segment_chance=0.35, fra
               generation_chance=0.02)  # fmt: skip
 BY_INDEX = ReadOptions(use_index=True)
 
+pytestmark = pytest.mark.invariant("I10")
+
 
 @pytest.fixture(autouse=True)
 def small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,7 @@ def index_names(store: MemoryStore) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_every_moment_is_the_models(seed: int) -> None:
-    """I2: the same bytes by index objects as by records."""
+    """The same bytes by index objects as by records."""
     builder, store = build(seed)
     written = write_indexes(store, builder.identity, builder.tenant_key)
     assert written.damage is None
@@ -290,3 +292,13 @@ def test_what_was_written_is_what_is_read() -> None:
             key = journal.keys.data_key(sealed.head.newest.generation)
             body = sealed.open(builder.identity, key)
             assert build_index(sealed.head, body, builder.identity, key) == store.objects[name]
+
+
+@pytest.mark.invariant("I16")
+def test_each_object_is_sealed_with_a_key_of_its_own() -> None:
+    """The nonce is always zero, so no two contents may share a salt."""
+    builder, store = build(4)
+    write_indexes(store, builder.identity, builder.tenant_key)
+    salts = [data[104:136] for name, data in store.objects.items() if "/index/" in name]
+    assert len(salts) == len(set(salts)) == len(index_names(store)) > 5
+    assert all(any(salt) for salt in salts)

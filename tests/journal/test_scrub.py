@@ -19,6 +19,8 @@ from workers.journal import scrub as scrubbing
 from workers.journal.indexing import write_indexes
 from workers.journal.scrub import Scrubbed, scrub
 
+pytestmark = pytest.mark.invariant("I10")
+
 
 @pytest.fixture(scope="module")
 def built() -> tuple[JournalBuilder, dict[str, bytes]]:
