@@ -17,7 +17,7 @@ from typing import Any
 from tests.bench.control import Control
 
 _GRID = 4096
-_WAIT_MS = 5
+_WAIT_MS = 50
 #: So often, about, it gives back what came meanwhile: a fraction of any ring, and few messages.
 _TURN_SECONDS = 0.004
 _BATCH_MAX = 4096
