@@ -27,7 +27,7 @@ from tests.agent.load import complaints, read_load, start_load
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180)]
 
 STRETCH_SECONDS = 3.0
 
