@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde_json::{json, Value};
 
 use super::core::Core;
-use crate::stream::hex;
+use crate::ring::Generation;
+use crate::stream::{hex, Cause, State};
 use crate::sys;
 
 /// The longest message, bytes.
@@ -30,6 +31,9 @@ pub struct Wait {
     pub deadline_ns: u64,
 }
 
+/// What `wait` compares: news are told at once.
+type Told = (Generation, State, Cause);
+
 /// One client of `GROUP.stream`.
 pub struct Ctl {
     /// Its socket.
@@ -42,7 +46,7 @@ pub struct Ctl {
     pub is_provider: bool,
     waits: Vec<Wait>,
     unsent: VecDeque<Vec<u8>>,
-    told: Option<(String, &'static str, &'static str)>,
+    told: Option<Told>,
 }
 
 impl Ctl {
@@ -99,21 +103,17 @@ impl Ctl {
 
     /// Answers each `wait` that is over.
     pub fn answer_waits(&mut self, core: &mut Core) -> io::Result<()> {
-        let now_ns = core.clock.elapsed_ns();
+        let now_ns = core.clock.mono_ns;
         let Some(stream) = &core.stream else { return Ok(()) };
-        if self.waits.is_empty() {
-            return Ok(());
-        }
         let head = stream.ring.head();
-        let facts = (
-            hex(&stream.ring.positions().generation),
-            stream.state().name(),
-            stream.cause().name(),
-        );
-        let is_news = self.told.as_ref() != Some(&facts);
+        let facts = (stream.ring.positions().generation, stream.state(), stream.cause());
+        let is_news = self.told != Some(facts);
         let is_over = |wait: &Wait| {
             is_news || head >= wait.after.saturating_add(wait.records) || wait.deadline_ns <= now_ns
         };
+        if !self.waits.iter().any(is_over) {
+            return Ok(());
+        }
         let (over, still) = std::mem::take(&mut self.waits).into_iter().partition(is_over);
         self.waits = still;
         for wait in over {
@@ -121,7 +121,7 @@ impl Ctl {
             answer["id"] = wait.id;
             answer["ok"] = json!(true);
             self.send(&answer, None)?;
-            self.told = Some(facts.clone());
+            self.told = Some(facts);
         }
         Ok(())
     }

@@ -101,6 +101,9 @@ impl Core {
 
     /// Ends the hold if its time is over.
     pub fn check_hold_timer(&mut self) {
+        if !self.holds.is_active() {
+            return;
+        }
         let now = self.clock.elapsed_ns();
         if self.holds.deadline_ns().is_some_and(|deadline| deadline <= now) {
             self.end_hold(true);

@@ -158,7 +158,7 @@ impl Group {
         if is_work {
             return 0;
         }
-        let now = self.core.clock.elapsed_ns();
+        let now = self.core.clock.mono_ns;
         let deadlines = [
             self.core.holds.deadline_ns(),
             self.core.needs.deadline_ns(),
@@ -168,7 +168,8 @@ impl Group {
             self.core.has_unmarked().then_some(now + MARK_MS * 1_000_000),
         ];
         let next = deadlines.into_iter().flatten().min();
-        let left = next.map_or(TICK_MS, |at| at.saturating_sub(now) / 1_000_000);
+        let Some(at) = next else { return TICK_MS as i32 };
+        let left = at.saturating_sub(self.core.clock.elapsed_ns()) / 1_000_000;
         left.min(TICK_MS) as i32
     }
 
