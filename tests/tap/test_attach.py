@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -305,3 +307,46 @@ def test_the_ring_is_the_taps_alone(tap: Tap, make_disk: MakeDisk, follow: OpenS
         os.pwrite(descriptor, b"x", 0)
     with pytest.raises(OSError):
         os.ftruncate(descriptor, 0)
+
+
+@pytest.fixture(params=[512, 4096])
+def device(request: pytest.FixtureRequest, storage: Path, make_disk: MakeDisk) -> Iterator[Path]:
+    """A loop device with sectors of this size."""
+    backing = make_disk(SIZE, folder=storage)
+    made = subprocess.run(
+        ["losetup", "--find", "--show", f"--sector-size={request.param}", backing],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    try:
+        yield Path(made)
+    finally:
+        subprocess.run(["losetup", "--detach", made], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.invariant("I1", "I4")
+def test_a_block_device(tap: Tap, device: Path, follow: OpenStream) -> None:
+    """Driven in its own sectors; what is smaller is refused, not half done."""
+    attached = tap.attach(device)
+    assert attached.size == SIZE
+    follower = follow(attached.stream_socket)
+    with nbd.Nbd(attached.nbd_socket, "d") as client:
+        least = client.block_bytes[0]
+        rng = random.Random(least)
+        for _ in range(60):
+            count = rng.randint(1, 16)
+            at = rng.randrange(SIZE // least - count) * least
+            command = rng.choice([nbd.WRITE, nbd.WRITE, nbd.TRIM, nbd.ZERO])
+            data = rng.randbytes(count * least) if command == nbd.WRITE else b""
+            assert client.call(command, at, count * least, data).error == 0
+        client.flush()
+        assert client.call(nbd.READ, least // 2, least).error == nbd.EINVAL
+        assert not any(flags & 2 for _, flags in client.status(0, SIZE))
+        whole = client.read(0, SIZE)
+    follower.take()
+    assert follower.stream.state()["state"] == "recording"
+    assert follower.image() == whole
+    tap.call("detach", group="g", disk="d", force=True)
+    assert device.read_bytes() == whole

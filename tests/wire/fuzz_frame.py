@@ -10,9 +10,11 @@ import random
 import resource
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from host_agent.wire import tapctl
 from host_agent.wire.errors import HoldfastError
@@ -191,15 +193,22 @@ def run(seconds: float, seed: int) -> Outcome:
 
 
 def main() -> None:
-    """With atheris for ever (or as its own options say), without it for the seconds given."""
+    """With atheris as its own options say, without it for the seconds given. Starts from seeds."""
     try:
         import atheris
     except ImportError:
         print(run(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0, seed=1))
         return
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
+
+    def test_one_input(data: bytes) -> None:
+        one_input(data)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(seeds()):
+            (Path(folder) / str(number)).write_bytes(data)
+        atheris.instrument_all()
+        atheris.Setup([*sys.argv, "-rss_limit_mb=1024", folder], test_one_input)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
