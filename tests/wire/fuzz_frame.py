@@ -10,7 +10,6 @@ import random
 import resource
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -203,12 +202,14 @@ def main() -> None:
     def test_one_input(data: bytes) -> None:
         one_input(data)
 
-    with tempfile.TemporaryDirectory() as folder:
-        for number, data in enumerate(seeds()):
-            (Path(folder) / str(number)).write_bytes(data)
-        atheris.instrument_all()
-        atheris.Setup([*sys.argv, "-rss_limit_mb=1024", folder], test_one_input)
-        atheris.Fuzz()
+    # Kept from run to run: each goes on from what the one before found.
+    corpus = Path(__file__).parents[2] / ".cache" / "fuzz"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(seeds()):
+        (corpus / f"seed{number}").write_bytes(data)
+    atheris.instrument_all()
+    atheris.Setup([*sys.argv, "-rss_limit_mb=1024", str(corpus)], test_one_input)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
