@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import footprint, pipeline, tap
+from tests.bench import footprint, pipeline, pitmap, tap
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "tap": tap.cases,
     "pipeline": pipeline.cases,
     "footprint": footprint.cases,
+    "pitmap": pitmap.cases,
 }
 
 
