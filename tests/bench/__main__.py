@@ -54,8 +54,8 @@ def conditions() -> dict[str, object]:
 def table_of(cases: list[Case]) -> Table:
     """All cases, those that miss their goal in red."""
     table = Table(title="Holdfast beside its peers")
-    for name in ("case", "unit", "ours", "peer", "", "ratio", "goal", "met"):
-        table.add_column(name, justify="right" if name in {"ours", "", "ratio"} else "left")
+    for name in ("case", "unit", "ours", "peer", "theirs", "ratio", "goal", "met"):
+        table.add_column(name, justify="right" if name in {"ours", "theirs", "ratio"} else "left")
     for case in cases:
         sign = "≥" if case.better == "higher" else "≤"
         goal = "" if case.goal is None else f"{sign} {case.goal}"
