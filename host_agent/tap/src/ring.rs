@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::record::{encode_entry, Place, Record, ENTRY_BYTES};
 use crate::sys::files::{self, Space};
-use crate::sys::Map;
+use crate::sys::{AlignedBuf, Map};
 
 const MAGIC: [u8; 8] = *b"HFRING\x00\x01";
 const VERSION: u32 = 1;
@@ -118,6 +118,18 @@ pub struct Ring {
     at: Positions,
     is_locked: bool,
     drained: u64,
+    draft: Option<Draft>,
+}
+
+/// A payload that arrives in its place before its record exists.
+struct Draft {
+    owner: u64,
+    start: u64,
+    length: usize,
+    got: usize,
+    crc: u32,
+    /// Another record needed the place: what arrived is here.
+    moved: Option<AlignedBuf>,
 }
 
 impl Ring {
@@ -147,7 +159,7 @@ impl Ring {
     fn with(file: File, geometry: Geometry, at: Positions) -> io::Result<Ring> {
         let map = Map::new(&file, geometry.file_bytes() as usize)?;
         let is_locked = map.lock();
-        Ok(Ring { file, map, geometry, at, is_locked, drained: 0 })
+        Ok(Ring { file, map, geometry, at, is_locked, drained: 0, draft: None })
     }
 
     /// Opens what a tap before us left, if it is a whole ring.
@@ -238,6 +250,7 @@ impl Ring {
 
     /// Begins an empty numbering; what the ring held is dropped.
     pub fn restart(&mut self, name: Generation, made_at: u64) {
+        self.move_draft();
         self.set_mood(Mood { is_clean: false, state: 2, cause: 0 });
         self.at = Positions::start(name, self.at.generation);
         self.write_header(made_at);
@@ -344,20 +357,97 @@ impl Ring {
         }
         let mut crc = 0;
         if length > 0 {
+            self.move_draft();
             crc = crc32c::crc32c(payload);
-            let inside = start % self.geometry.payload_capacity;
-            self.map.write((self.geometry.payload_at() + inside) as usize, payload);
+            self.map.write(self.payload_place(start), payload);
         }
+        Ok(self.enter(record, (start, length, crc), time))
+    }
+
+    fn payload_place(&self, position: u64) -> usize {
+        (self.geometry.payload_at() + position % self.geometry.payload_capacity) as usize
+    }
+
+    /// Writes the index entry of a payload that is in its place, and moves the head.
+    fn enter(&mut self, record: &Record, payload: (u64, u64, u32), time: u64) -> u64 {
+        let (start, length, crc) = payload;
         let seq = self.at.head + 1;
         let lap = (seq / self.geometry.index_capacity) as u32;
         let place = Place { seq, time, payload: start, lap };
         let entry = encode_entry(record, &place, length as u32, crc);
         self.map.write(self.slot(seq), &entry);
         self.at.head = seq;
-        self.at.payload_head = end;
-        self.map.store(136, end);
+        self.at.payload_head = start + length;
+        self.map.store(136, self.at.payload_head);
         self.map.store(128, seq);
-        Ok(seq)
+        seq
+    }
+
+    /// Keeps the next payload's place for `length` bytes that `owner` receives into it. `false`:
+    /// there is no room, or somebody else has it.
+    pub fn begin_draft(&mut self, owner: u64, length: usize) -> bool {
+        if self.draft.is_some() || !self.has_room(1, length as u64) {
+            return false;
+        }
+        let start = self.payload_start(length as u64);
+        self.draft = Some(Draft { owner, start, length, got: 0, crc: 0, moved: None });
+        true
+    }
+
+    /// Where the rest of the owner's draft goes.
+    pub fn draft_rest(&mut self, owner: u64) -> Option<&mut [u8]> {
+        let draft = self.draft.as_mut().filter(|draft| draft.owner == owner)?;
+        let (got, length) = (draft.got, draft.length);
+        if let Some(buffer) = &mut draft.moved {
+            return Some(&mut buffer[got..length]);
+        }
+        let at =
+            (self.geometry.payload_at() + draft.start % self.geometry.payload_capacity) as usize;
+        Some(self.map.bytes_mut(at + got, length - got))
+    }
+
+    /// So many bytes more of the owner's draft arrived; they are still in the processor's cache.
+    pub fn draft_got(&mut self, owner: u64, count: usize) {
+        let Some(draft) = self.draft.as_mut().filter(|draft| draft.owner == owner) else { return };
+        if draft.moved.is_none() {
+            let at = self.geometry.payload_at() + draft.start % self.geometry.payload_capacity;
+            let fresh = self.map.bytes(at as usize + draft.got, count);
+            draft.crc = crc32c::crc32c_append(draft.crc, fresh);
+        }
+        draft.got += count;
+    }
+
+    /// The whole draft, if it is still in its place.
+    pub fn draft_bytes(&self, owner: u64) -> Option<&[u8]> {
+        let draft = self.draft.as_ref().filter(|draft| draft.owner == owner)?;
+        let is_whole = draft.moved.is_none() && draft.got == draft.length;
+        is_whole.then(|| self.map.bytes(self.payload_place(draft.start), draft.length))
+    }
+
+    /// Makes a record of the whole draft.
+    pub fn append_draft(&mut self, record: &Record, time: u64) -> Result<u64, RingFull> {
+        let draft = self.draft.take().ok_or(RingFull)?;
+        let is_room = self.index_used() < self.geometry.index_capacity - RESERVED_ENTRIES;
+        if !is_room || draft.moved.is_some() {
+            return Err(RingFull);
+        }
+        Ok(self.enter(record, (draft.start, draft.length as u64, draft.crc), time))
+    }
+
+    /// Takes the owner's draft out of the ring, into a buffer.
+    pub fn take_draft(&mut self, owner: u64) -> Option<AlignedBuf> {
+        self.draft.as_ref().filter(|draft| draft.owner == owner)?;
+        self.move_draft();
+        self.draft.take()?.moved
+    }
+
+    /// Another record takes the place that was kept: what arrived goes elsewhere.
+    fn move_draft(&mut self) {
+        let Some(draft) = self.draft.as_mut().filter(|draft| draft.moved.is_none()) else { return };
+        let at = self.geometry.payload_at() + draft.start % self.geometry.payload_capacity;
+        let mut buffer = AlignedBuf::new(draft.length);
+        buffer[..draft.got].copy_from_slice(self.map.bytes(at as usize, draft.got));
+        draft.moved = Some(buffer);
     }
 
     fn slot(&self, seq: u64) -> usize {
@@ -463,6 +553,44 @@ mod tests {
         let flush = Record::range(Op::Flush, 0, 0, 0);
         while ring.append(&flush, &[], 0).is_ok() {}
         assert!(ring.append_kept(&Record::about(Op::End), b"{}", 0).is_ok());
+    }
+
+    #[test]
+    fn a_draft_becomes_a_record_or_makes_way() {
+        let scratch = Scratch::new();
+        let mut ring = small(&scratch);
+        let mut random = Random::new(21);
+        for round in 0..400u64 {
+            let length = 1000 + random.below(200_000) as usize;
+            let bytes = random.bytes(length);
+            assert!(ring.begin_draft(7, bytes.len()));
+            assert!(!ring.begin_draft(8, 10) && ring.draft_rest(8).is_none());
+            let (mut at, is_disturbed) = (0, random.below(3) == 0);
+            while at < bytes.len() {
+                let count = (1 + random.below(70_000) as usize).min(bytes.len() - at);
+                ring.draft_rest(7).unwrap()[..count].copy_from_slice(&bytes[at..at + count]);
+                ring.draft_got(7, count);
+                at += count;
+                if is_disturbed {
+                    let record = Record::range(Op::Write, 0, 0, 512);
+                    let seq = ring.append(&record, &[3; 512], round).unwrap();
+                    assert_eq!(read_payload(&ring, seq), [3; 512]);
+                }
+            }
+            let record = Record::range(Op::Write, 0, 0, bytes.len() as u32);
+            let seq = if is_disturbed {
+                assert!(ring.draft_bytes(7).is_none());
+                let moved = ring.take_draft(7).unwrap();
+                assert_eq!(moved[..bytes.len()], bytes);
+                ring.append(&record, &moved[..bytes.len()], round).unwrap()
+            } else {
+                assert_eq!(ring.draft_bytes(7).unwrap(), bytes);
+                ring.append_draft(&record, round).unwrap()
+            };
+            assert_eq!(read_payload(&ring, seq), bytes);
+            let head = ring.head();
+            ring.free(head, 0, [0; 32]).unwrap();
+        }
     }
 
     #[test]

@@ -363,6 +363,18 @@ impl Stream {
         self.counters.recorded_bytes += data.len() as u64;
     }
 
+    /// Data that the disk accepted and that lies in its place in the ring already.
+    pub fn write_draft(&mut self, disk: u16, range: Range<u64>, flags: u8, now: u64) {
+        let time = self.time(now);
+        let length = (range.end - range.start) as u32;
+        let record = Record { flags, ..Record::range(Op::Write, disk, range.start, length) };
+        if self.ring.append_draft(&record, time).is_err() {
+            return self.drop_to_dirty(disk, range.start, u64::from(length));
+        }
+        self.counters.recorded += 1;
+        self.counters.recorded_bytes += u64::from(length);
+    }
+
     /// A guest's zeroes, trim or flush that the disk accepted.
     pub fn note(&mut self, op: Op, disk: u16, offset: u64, length: u32, flags: u8, now: u64) {
         if self.state != State::Dirty {

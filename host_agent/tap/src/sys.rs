@@ -315,6 +315,17 @@ pub fn receive_message(fd: &impl AsRawFd, body: &mut [u8]) -> io::Result<Option<
     Ok(Some(Message { length, is_truncated, descriptor }))
 }
 
+/// Lets a Unix socket hold more that its reader has not taken yet. Only a wish.
+pub fn widen_send_buffer(socket: &impl AsRawFd, bytes: i32) {
+    let size = std::mem::size_of::<i32>() as libc::socklen_t;
+    let value = std::ptr::from_ref(&bytes).cast();
+    // SAFETY: the kernel reads one int.
+    unsafe {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
+        libc::setsockopt(socket.as_raw_fd(), level, name, value, size);
+    }
+}
+
 /// A file's bytes, shared with other processes.
 pub struct Map {
     start: NonNull<u8>,
@@ -351,6 +362,21 @@ impl Map {
         assert!(end.is_some_and(|end| end <= self.length), "outside of the map");
         // SAFETY: checked to lie within the mapping just above.
         unsafe { self.start.as_ptr().add(at) }
+    }
+
+    /// A part, to be read. Only this process writes it (mode 0600, readers get descriptors for
+    /// reading), and not while it is borrowed.
+    pub fn bytes(&self, at: usize, length: usize) -> &[u8] {
+        let from = self.place(at, length);
+        // SAFETY: initialised bytes within the mapping, not written while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(from, length) }
+    }
+
+    /// A part, to be filled in place.
+    pub fn bytes_mut(&mut self, at: usize, length: usize) -> &mut [u8] {
+        let to = self.place(at, length);
+        // SAFETY: as in `bytes`, and `self` is borrowed alone; other processes only read.
+        unsafe { std::slice::from_raw_parts_mut(to, length) }
     }
 
     /// Copies bytes in.

@@ -12,11 +12,11 @@ use crate::inflight::{InFlight, OpId};
 use crate::nbd::request::{Command, Header, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE};
 use crate::nbd::Errno;
 use crate::pool::Pool;
-use crate::record::{Op as RecordOp, FLAG_FUA as RECORD_FUA};
+use crate::record::{Op as RecordOp, FLAG_FUA as RECORD_FUA, PIECE_BYTES};
 use crate::recovered::Recovered;
 use crate::slab::Slab;
 use crate::stats::DiskStats;
-use crate::stream::{Cause, Stream};
+use crate::stream::{Cause, State, Stream};
 use crate::sys::files::{self, Space};
 use crate::sys::AlignedBuf;
 
@@ -302,6 +302,59 @@ impl Core {
             }
             Err(code) => self.refused(request, code),
         }
+    }
+
+    /// Whether the data of a write to `disk` may be received into the ring.
+    pub fn begin_draft(&mut self, slot: usize, length: usize, owner: u64) -> bool {
+        let is_inline = |disk: &Disk| disk.io.mode == IoMode::Memory && disk.failpoints.is_empty();
+        if length > PIECE_BYTES || !self.disks.get(slot).is_some_and(is_inline) {
+            return false;
+        }
+        let stream = self.stream.as_mut().filter(|stream| stream.state() != State::Dirty);
+        stream.is_some_and(|stream| stream.ring.begin_draft(owner, length))
+    }
+
+    /// Where the rest of a draft goes.
+    pub fn draft_rest(&mut self, owner: u64) -> Option<&mut [u8]> {
+        self.stream.as_mut()?.ring.draft_rest(owner)
+    }
+
+    /// More of a draft arrived.
+    pub fn draft_got(&mut self, owner: u64, count: usize) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.draft_got(owner, count);
+        }
+    }
+
+    /// Whoever sent a draft is gone.
+    pub fn drop_draft(&mut self, owner: u64) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.take_draft(owner);
+        }
+    }
+
+    /// Does a write whose data arrived in the ring.
+    pub fn execute_draft(&mut self, request: Request, owner: u64) -> Option<Answer> {
+        let range = request.range();
+        let Some(stream) = self.stream.as_mut() else { return Some(Answer::Error(Errno::Io)) };
+        let disk = self.disks.get_mut(request.disk).filter(|disk| disk.is_easy(&range, true));
+        let (Some(disk), Some(bytes), true) =
+            (disk, stream.ring.draft_bytes(owner), stream.state() != State::Dirty)
+        else {
+            let Some(buffer) = stream.ring.take_draft(owner) else {
+                return Some(Answer::Error(Errno::Io));
+            };
+            return self.execute(request, Data::Owned(buffer));
+        };
+        if let Err(code) = disk::write_all(&disk.io.file, bytes, range.start) {
+            stream.ring.take_draft(owner);
+            return Some(self.refused(&request, code));
+        }
+        disk.unflushed.mark(&range);
+        disk.stats.written(bytes.len() as u64);
+        let flags = if request.is_fua() { RECORD_FUA } else { 0 };
+        stream.write_draft(disk.number, range, flags, self.clock.wall_ns);
+        self.withhold_if_held(request, Answer::Ok)
     }
 
     /// The disk accepted a write: it is recorded before anybody hears of it.

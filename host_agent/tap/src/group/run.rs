@@ -169,7 +169,7 @@ impl Group {
         ];
         let next = deadlines.into_iter().flatten().min();
         let Some(at) = next else { return TICK_MS as i32 };
-        let left = at.saturating_sub(self.core.clock.elapsed_ns()) / 1_000_000;
+        let left = at.saturating_sub(self.core.clock.elapsed_ns()).div_ceil(1_000_000);
         left.min(TICK_MS) as i32
     }
 
@@ -239,7 +239,10 @@ impl Group {
     }
 
     fn serve_conn(&mut self, slot: usize, event: Ready) {
-        let Some(client) = self.conns.get(slot) else { return };
+        let Some(client) = self.conns.get_mut(slot) else { return };
+        if event.write {
+            client.conn.out.unblock();
+        }
         if event.read {
             if !client.watched.read {
                 // Nothing is read from it now, so this says that it went away.

@@ -8,7 +8,7 @@ use super::reply::{OutQueue, ReplyTo};
 use super::request::{Command, Header, HEADER_BYTES};
 use super::{Errno, REQUEST_BYTES_MAX};
 use crate::group::core::{Answer, ConnRef, Core, Data, Request};
-use crate::sys::AlignedBuf;
+use crate::sys::{self, AlignedBuf};
 
 /// Read at once from a socket, bytes: what a Unix socket holds by default.
 pub const SCRATCH_BYTES: usize = 256 << 10;
@@ -20,6 +20,8 @@ const QUEUED_BYTES_MAX: usize = 16 << 20;
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 /// Replies of this much are sent before the next request is looked at, bytes.
 const SEND_EARLY_BYTES: usize = 256 << 10;
+/// What a socket is to hold for its client, bytes; the kernel allows what it allows.
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
 /// A client has so long for the handshake, ns.
 const HANDSHAKE_NS_MAX: u64 = 10_000_000_000;
 
@@ -40,9 +42,15 @@ enum Phase {
 /// A write whose data is still arriving.
 struct Body {
     header: Header,
-    buffer: AlignedBuf,
+    /// `None`: it arrives in its place in the ring.
+    buffer: Option<AlignedBuf>,
     got: usize,
 }
+
+/// From here on a write's data is worth being received apart from the requests around it, bytes.
+const LARGE_BYTES: usize = 64 << 10;
+/// Receives in one turn of a client whose large write is arriving.
+const RECEIVES_MAX: usize = 16;
 
 /// One client.
 pub struct Conn {
@@ -64,6 +72,8 @@ pub struct Conn {
     carry: Vec<u8>,
     body: Option<Body>,
     skip: usize,
+    /// The newest write was large.
+    is_large: bool,
     /// Requests done in this batch: reads, writes, flushes, others.
     batch: [u32; 4],
 }
@@ -73,6 +83,7 @@ impl Conn {
     pub fn new(socket: UnixStream, me: ConnRef, now_ns: u64) -> Conn {
         let mut out = OutQueue::default();
         out.extend(Handshake::greet);
+        sys::widen_send_buffer(&socket, SEND_BUFFER_BYTES);
         Conn {
             socket,
             me,
@@ -85,6 +96,7 @@ impl Conn {
             carry: Vec::new(),
             body: None,
             skip: 0,
+            is_large: false,
             batch: [0; 4],
         }
     }
@@ -116,26 +128,46 @@ impl Conn {
             return Ok(());
         }
         self.is_paused = false;
-        let mut filled = self.carry.len();
-        scratch[..filled].copy_from_slice(&self.carry);
-        self.carry.clear();
-        if may_read {
-            filled += self.receive(&mut scratch[filled..])?;
+        for _ in 0..RECEIVES_MAX {
+            let mut filled = self.carry.len();
+            scratch[..filled].copy_from_slice(&self.carry);
+            self.carry.clear();
+            let mut got = 0;
+            if may_read {
+                let at = filled;
+                got = self.receive(core, &mut scratch[at..], &mut filled)?;
+            }
+            let taken = self.parse(core, &scratch[..filled])?;
+            self.carry.extend_from_slice(&scratch[taken..filled]);
+            // The rest of a large write is worth another look before anybody else has a turn.
+            if got == 0 || self.body.is_none() || self.is_paused {
+                break;
+            }
         }
-        let taken = self.parse(core, &scratch[..filled])?;
-        self.carry.extend_from_slice(&scratch[taken..filled]);
         self.count_batch(core);
         Ok(())
     }
 
-    /// Reads once; the rest of a large write goes straight to its place.
-    fn receive(&mut self, scratch: &mut [u8]) -> Result<usize, End> {
-        let room = scratch.len().min(SCRATCH_BYTES);
+    /// Reads once; the rest of a large write goes straight to its place, what comes behind it to
+    /// `scratch` and is added to `filled`. Returns all that came.
+    fn receive(
+        &mut self,
+        core: &mut Core,
+        scratch: &mut [u8],
+        filled: &mut usize,
+    ) -> Result<usize, End> {
+        // After a large write another is likely: its header comes alone, so that its data can be
+        // received into its place.
+        let room = if self.is_large { HEADER_BYTES } else { scratch.len().min(SCRATCH_BYTES) };
         let mut socket = &self.socket;
+        let owner = self.me.number;
         let got = match &mut self.body {
             None => socket.read(&mut scratch[..room]),
             Some(body) => {
-                let rest = &mut body.buffer[body.got..body.header.length as usize];
+                let rest = match &mut body.buffer {
+                    Some(buffer) => &mut buffer[body.got..body.header.length as usize],
+                    None => core.draft_rest(owner).ok_or(End::Gone)?,
+                };
                 // The next requests come along only when this one's data is nearly there.
                 let room = if rest.len() > SCRATCH_BYTES { 0 } else { room };
                 let (first, second) =
@@ -150,10 +182,17 @@ impl Conn {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
             Err(_) => return Err(End::Gone),
         };
-        let Some(body) = &mut self.body else { return Ok(got) };
+        let Some(body) = &mut self.body else {
+            *filled += got;
+            return Ok(got);
+        };
         let rest = body.header.length as usize - body.got;
         body.got += got.min(rest);
-        Ok(got.saturating_sub(rest))
+        if body.buffer.is_none() {
+            core.draft_got(owner, got.min(rest));
+        }
+        *filled += got.saturating_sub(rest);
+        Ok(got)
     }
 
     fn parse(&mut self, core: &mut Core, input: &[u8]) -> Result<usize, End> {
@@ -237,22 +276,43 @@ impl Conn {
             }
             return Ok(0);
         }
+        self.is_large = length >= LARGE_BYTES;
         if let Some(data) = input.get(..length) {
             self.execute(core, agreed, header, Data::Slice(data));
             return Ok(length);
         }
-        let mut buffer = core.pool.take(length);
-        buffer[..input.len()].copy_from_slice(input);
-        self.body = Some(Body { header, buffer, got: input.len() });
-        Ok(input.len())
+        let got = input.len();
+        let is_draft =
+            self.is_large && core.begin_draft(agreed.export.slot, length, self.me.number);
+        let buffer = if is_draft {
+            if let Some(place) = core.draft_rest(self.me.number) {
+                place[..got].copy_from_slice(input);
+            }
+            core.draft_got(self.me.number, got);
+            None
+        } else {
+            let mut buffer = core.pool.take(length);
+            buffer[..got].copy_from_slice(input);
+            Some(buffer)
+        };
+        self.body = Some(Body { header, buffer, got });
+        Ok(got)
     }
 
     fn finish_body(&mut self, core: &mut Core, agreed: &Agreed) {
         let is_whole =
             self.body.as_ref().is_some_and(|body| body.got == body.header.length as usize);
         if is_whole {
-            if let Some(body) = self.body.take() {
-                self.execute(core, agreed, body.header, Data::Owned(body.buffer));
+            match self.body.take() {
+                Some(Body { header, buffer: Some(buffer), .. }) => {
+                    self.execute(core, agreed, header, Data::Owned(buffer));
+                }
+                Some(Body { header, buffer: None, .. }) => {
+                    let request = self.request(core, agreed, header);
+                    let answer = core.execute_draft(request, self.me.number);
+                    self.note_answer(core, &request, answer);
+                }
+                None => {}
             }
         }
     }
@@ -265,13 +325,22 @@ impl Conn {
     }
 
     fn execute(&mut self, core: &mut Core, agreed: &Agreed, header: Header, data: Data) {
-        let (conn, disk) = (self.me, agreed.export.slot);
-        let request = Request { conn, header, disk, came_ns: core.clock.mono_ns };
+        let request = self.request(core, agreed, header);
         if header.command == Command::Read && self.read_straight(core, agreed, &request) {
             return;
         }
-        match core.execute(request, data) {
-            Some(answer) => self.answer(core, &request, answer),
+        let answer = core.execute(request, data);
+        self.note_answer(core, &request, answer);
+    }
+
+    fn request(&self, core: &Core, agreed: &Agreed, header: Header) -> Request {
+        let (conn, disk) = (self.me, agreed.export.slot);
+        Request { conn, header, disk, came_ns: core.clock.mono_ns }
+    }
+
+    fn note_answer(&mut self, core: &mut Core, request: &Request, answer: Option<Answer>) {
+        match answer {
+            Some(answer) => self.answer(core, request, answer),
             None => self.in_flight += 1,
         }
     }
@@ -363,8 +432,10 @@ impl Conn {
             disk.clients -= 1;
             disk.stats.protocol_errors += u64::from(why == End::Malformed);
         }
-        if let Some(body) = self.body {
-            core.pool.give(body.buffer);
+        match self.body {
+            Some(Body { buffer: Some(buffer), .. }) => core.pool.give(buffer),
+            Some(Body { buffer: None, .. }) => core.drop_draft(self.me.number),
+            None => {}
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct OutQueue {
     /// Sent of the first part.
     sent: usize,
     bytes: usize,
+    /// The socket took no more: it says when it does.
+    is_full: bool,
     /// An empty vector kept for its memory.
     spare: Vec<u8>,
 }
@@ -146,9 +148,14 @@ impl OutQueue {
         });
     }
 
+    /// The socket takes more.
+    pub fn unblock(&mut self) {
+        self.is_full = false;
+    }
+
     /// Sends what the socket takes now.
     pub fn send(&mut self, mut socket: &UnixStream, pool: &mut Pool) -> io::Result<()> {
-        while self.bytes > 0 {
+        while self.bytes > 0 && !self.is_full {
             let sent = match self.parts.front() {
                 Some(only) if self.parts.len() == 1 => socket.write(&only.bytes()[self.sent..]),
                 _ => {
@@ -164,7 +171,7 @@ impl OutQueue {
             };
             match sent {
                 Ok(sent) => self.advance(sent, pool),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.is_full = true,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -241,6 +248,7 @@ mod tests {
         let mut got = Vec::new();
         let mut piece = vec![0; 65536];
         while got.len() < expected.len() {
+            queue.unblock();
             queue.send(&ours, &mut pool).unwrap();
             let count = theirs.read(&mut piece).unwrap();
             got.extend_from_slice(&piece[..count]);
