@@ -223,6 +223,9 @@ def test_log_lines_hold_one_event_each(
     with pytest.raises(Closed):
         agent.hello(group='x"\nlevel=info event=forged')
     agent.leave()
+    deadline = time.monotonic() + 10
+    while "event=session_ended" not in ingest.log and time.monotonic() < deadline:
+        time.sleep(0.02)
     lines = ingest.log.splitlines()
     assert all(line.startswith("time=") for line in lines)
     assert not any(" event=forged" in line and '"' not in line for line in lines)

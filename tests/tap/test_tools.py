@@ -18,7 +18,15 @@ SIZE = 8 << 20
 
 def run(*command: str | Path) -> str:
     """Its output; CalledProcessError with it if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(
+        # nbdinfo guesses at the content with a tool that may be missing, and then prints noise.
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=50,
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
