@@ -7,9 +7,10 @@ FUNCTION_LINES: dict[str, int] = {}
 
 # "path": lines
 FILE_LINES: dict[str, int] = {
-    "host_agent/tap/src/group/core.rs": 517,
-    "host_agent/tap/src/group/ops.rs": 532,
-    "host_agent/tap/src/stream.rs": 579,
+    "host_agent/tap/src/group/core.rs": 600,
+    "host_agent/tap/src/group/ops.rs": 550,
+    "host_agent/tap/src/group/run.rs": 530,
+    "host_agent/tap/src/stream.rs": 610,
 }
 
 # "path::function": parameters

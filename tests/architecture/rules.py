@@ -12,7 +12,7 @@ RUST_FUNCTION_LINES_MAX = 80
 FILE_LINES_MAX = 500
 PARAMETERS_MAX = 5
 # How far an exception may lie above what it excepts before its entry has to follow.
-SLACK = 20
+SLACK = 40
 
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -121,7 +121,7 @@ def test_words_are_found_at_their_borders_only() -> None:
 
 def test_budget_ratchets_in_both_directions() -> None:
     sizes = {"grown": 70, "listed": 80, "mended": 10, "regrown": 86, "shrunk": 65}
-    allowed = {"listed": 90, "mended": 90, "regrown": 85, "shrunk": 95}
+    allowed = {"listed": 90, "mended": 90, "regrown": 85, "shrunk": 110}
     complaints = rules.over_budget(sizes, 60, allowed)
     names = ["grown", "regrown", "mended", "shrunk"]
     assert [complaint.split(":")[0] for complaint in complaints] == names
