@@ -9,7 +9,6 @@ FUNCTION_LINES: dict[str, int] = {}
 FILE_LINES: dict[str, int] = {
     "host_agent/tap/src/group/core.rs": 600,
     "host_agent/tap/src/group/ops.rs": 550,
-    "host_agent/tap/src/group/run.rs": 530,
     "host_agent/tap/src/stream.rs": 610,
 }
 
