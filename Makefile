@@ -104,6 +104,10 @@ bench: deps venv tap  ## measure every figure of the README's table
 soak: deps venv tap  ## the tests that take hours
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
 
+.PHONY: invariants
+invariants: venv  ## print each invariant with the tests that name it; ends 1 if one lacks any
+	@$(BIN)/python -m tests.invariants $(ARGS)
+
 .PHONY: fuzz
 fuzz: venv  ## fuzz the decoders for a minute, guided by coverage; ARGS for libFuzzer
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/fuzz.lock >&2

@@ -309,7 +309,9 @@ def test_killed_creator_leaves_nothing_or_the_whole_object(
     assert list(unfinished.iterdir()) == []
 
 
+@pytest.mark.invariant("I15")
 def test_cleaning_up_spares_living_writers(tmp_path: Path) -> None:
+    """I15: what a living writer is about to commit is never collected."""
     store = LocalStore(tmp_path / "store")
     with store._unfinished_file() as (path, _):
         assert store.clean_up() == 0

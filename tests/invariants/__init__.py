@@ -1,0 +1,1 @@
+"""Which tests hold which invariant, read from their marks without running anything."""
