@@ -159,27 +159,32 @@ class TlsLink:
 
     async def send(self, chunks: Sequence[bytes]) -> None:
         """Send all bytes; LinkLost. For one task at a time, and not after a cancelled send."""
-        turn = 0
         for chunk in _joined(chunks):
             view = memoryview(chunk)
-            while view:
-                sent = await self._send_some(view)
-                view = view[sent:]
-                turn += sent
-                if turn >= _TURN_BYTES:
-                    turn = 0
+            at = 0
+            while at < len(view):
+                pushed, blocked = self._push(view, at)
+                at += pushed
+                if blocked is None:
                     await asyncio.sleep(0)
+                elif blocked is ssl.SSLWantWriteError:
+                    await self._until(self._loop.add_writer, self._loop.remove_writer)
+                else:
+                    await asyncio.sleep(0.001)  # the receiving task reads what TLS waits for
 
-    async def _send_some(self, view: memoryview) -> int:
-        while True:
-            try:
-                return self._socket.send(view)
-            except ssl.SSLWantWriteError:
-                await self._until(self._loop.add_writer, self._loop.remove_writer)
-            except ssl.SSLWantReadError:
-                await asyncio.sleep(0.001)  # the receiving task reads what TLS waits for
-            except OSError as error:
-                raise self._lost(error) from None
+    def _push(self, view: memoryview, start: int) -> tuple[int, type[ssl.SSLError] | None]:
+        """Bytes that left, a turn's worth at most, and what TLS waits for. One call takes no more
+        than a TLS record, so nothing else is done between two of them.
+        """
+        send, at, end = self._socket.send, start, min(len(view), start + _TURN_BYTES)
+        try:
+            while at < end:
+                at += send(view[at:])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as error:
+            return at - start, type(error)
+        except OSError as error:
+            raise self._lost(error) from None
+        return at - start, None
 
     async def receive(self) -> Message:
         """The next message that is known; LinkLost, CertificateRefused or WireError."""
