@@ -249,10 +249,10 @@ impl Ring {
     }
 
     /// Begins an empty numbering; what the ring held is dropped.
-    pub fn restart(&mut self, name: Generation, made_at: u64) {
+    pub fn restart(&mut self, name: Generation, predecessor: Option<Generation>, made_at: u64) {
         self.move_draft();
         self.set_mood(Mood { is_clean: false, state: 2, cause: 0 });
-        self.at = Positions::start(name, self.at.generation);
+        self.at = Positions::start(name, predecessor.unwrap_or(self.at.generation));
         self.write_header(made_at);
     }
 

@@ -119,6 +119,8 @@ pub struct Member {
     pub size: u64,
     /// What a sync still has to read.
     pub to_read: RangeSet,
+    /// Marked since the interval began: what was read or compared before says nothing of it.
+    again: RangeSet,
     grain: u64,
 }
 
@@ -155,6 +157,8 @@ pub struct Stream {
     read: u64,
     /// Grows whenever an interval begins or fails: reads of an older one are worth nothing.
     epoch: u64,
+    /// Where the newest BEGIN of this generation is; 0: there is none.
+    begin_seq: u64,
 }
 
 impl Stream {
@@ -172,6 +176,7 @@ impl Stream {
             total: 0,
             read: 0,
             epoch: 0,
+            begin_seq: 0,
         };
         stream.show_mood(false);
         stream
@@ -244,6 +249,11 @@ impl Stream {
         self.epoch
     }
 
+    /// The sequence of the newest BEGIN; 0 before the first of a generation.
+    pub fn begin_seq(&self) -> u64 {
+        self.begin_seq
+    }
+
     /// Bytes still to be read.
     pub fn remaining(&self) -> u64 {
         self.members.values().map(|member| member.to_read.bytes()).sum()
@@ -257,8 +267,8 @@ impl Stream {
 
     /// A disk joins. While recording a sync interval begins; `is_known`: nothing is to be read.
     pub fn add_disk(&mut self, number: u16, name: &str, size: u64, is_known: bool, now: u64) {
-        let mut member =
-            Member { name: name.to_owned(), size, to_read: RangeSet::new(), grain: DIRTY_GRAIN };
+        let (to_read, again) = (RangeSet::new(), RangeSet::new());
+        let mut member = Member { name: name.to_owned(), size, to_read, again, grain: DIRTY_GRAIN };
         if !is_known {
             member.to_read.insert(0..size);
         }
@@ -312,7 +322,12 @@ impl Stream {
 
     /// Marks a range to be read (again).
     pub fn mark_to_read(&mut self, disk: u16, range: Range<u64>) {
+        let is_late = self.state == State::Syncing;
         let Some(member) = self.members.get_mut(&disk) else { return };
+        if is_late {
+            member.again.insert(align(&range, DIRTY_GRAIN, member.size));
+            member.again.coarsen(DIRTY_GRAIN, member.size, DIRTY_RANGES_MAX);
+        }
         member.to_read.insert(align(&range, member.grain, member.size));
         if member.to_read.count() > DIRTY_RANGES_MAX {
             let half = DIRTY_RANGES_MAX / 2;
@@ -327,6 +342,22 @@ impl Stream {
         if member.to_read.is_empty() {
             member.grain = DIRTY_GRAIN;
         }
+    }
+
+    /// Somebody found that the journal has `range` as the disk does: it need not be read, but for
+    /// what was marked since the interval began. Returns the bytes whose mark went.
+    pub fn drop_to_read(&mut self, disk: u16, range: &Range<u64>) -> u64 {
+        let Some(member) = self.members.get_mut(&disk) else { return 0 };
+        let before = member.to_read.bytes();
+        for part in member.again.gaps(range) {
+            member.to_read.remove(part);
+        }
+        if member.to_read.is_empty() {
+            member.grain = DIRTY_GRAIN;
+        }
+        let dropped = before - member.to_read.bytes();
+        self.read += dropped;
+        dropped
     }
 
     /// The disk holds something that the ring does not: `range` must be read.
@@ -435,13 +466,17 @@ impl Stream {
         .to_string();
         let time = self.time(now);
         let record = Record { aux: self.last_good, ..Record::about(Op::Begin) };
-        if self.ring.append_kept(&record, body.as_bytes(), time).is_err() {
+        let Ok(seq) = self.ring.append_kept(&record, body.as_bytes(), time) else {
             self.fall(Cause::RingFull);
             return false;
-        }
+        };
         self.state = State::Syncing;
+        self.begin_seq = seq;
         self.epoch += 1;
         self.read = 0;
+        for member in self.members.values_mut() {
+            member.again.clear();
+        }
         // What could not be read may have become readable: each interval tries once.
         for (disk, offset, length) in std::mem::take(&mut self.unreadable) {
             self.mark_to_read(disk, offset..offset + length);
@@ -470,6 +505,19 @@ impl Stream {
             let range = member.to_read.next_covered(0)?;
             Some((*number, range.start..range.end.min(range.start + length_max)))
         })
+    }
+
+    /// What is to be read of a disk from a byte on, at most `count` ranges.
+    pub fn to_read_from(&self, disk: u16, from: u64, count: usize) -> Vec<Range<u64>> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let Some(member) = self.members.get(&disk) else { return found };
+        let mut at = from;
+        while found.len() < count {
+            let Some(range) = member.to_read.next_covered(at) else { break };
+            at = range.end;
+            found.push(range);
+        }
+        found
     }
 
     /// Data that a sync read; `before`: the position before the read began. Returns whether there
@@ -563,10 +611,18 @@ impl Stream {
         }
     }
 
-    /// A new numbering: the ring is emptied and everything is to be read.
-    pub fn restart(&mut self, name: Generation, cause: Cause, now: u64) {
-        self.ring.restart(name, now);
+    /// A new numbering: the ring is emptied and everything is to be read. `predecessor`: what it
+    /// follows, unless that is the generation that ends.
+    pub fn restart(
+        &mut self,
+        name: Generation,
+        predecessor: Option<Generation>,
+        cause: Cause,
+        now: u64,
+    ) {
+        self.ring.restart(name, predecessor, now);
         self.last_good = 0;
+        self.begin_seq = 0;
         self.mark_everything();
         self.fall_from(cause);
     }

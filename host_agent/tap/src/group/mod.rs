@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod core;
+pub mod delta;
 pub mod exports;
 pub mod fill;
 pub mod hold;

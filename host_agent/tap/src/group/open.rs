@@ -113,7 +113,7 @@ fn open_stream(
         }
     };
     let name = random_name()?;
-    ring.restart(name, now_ns());
+    ring.restart(name, None, now_ns());
     state.generation = Some(hex(&name));
     Ok((Stream::new(ring, cause), None))
 }

@@ -8,6 +8,7 @@ use serde_json::{json, Value};
 
 use super::control::Wait;
 use super::core::Core;
+use super::delta;
 use super::open::{add_disk, random_name};
 use super::run::Group;
 use super::verbs::{self, Fields};
@@ -262,7 +263,9 @@ impl Group {
         descriptor: Option<OwnedFd>,
     ) -> Result<Option<(Value, Option<OwnedFd>)>, TapError> {
         let is_opener = self.ctls.get(slot).is_some_and(|ctl| ctl.is_opener);
-        if matches!(verb, "free" | "sync" | "new_generation") && !is_opener {
+        let is_for_opener =
+            matches!(verb, "free" | "sync" | "new_generation" | "same" | "to_read" | "look");
+        if is_for_opener && !is_opener {
             return Err(TapError::new(
                 "not_open",
                 "another connection has this stream's ring, or none has",
@@ -271,6 +274,7 @@ impl Group {
         }
         let answer = match verb {
             "open" => return self.open_ring(slot).map(Some),
+            "look" => return delta::look(&self.core, fields).map(Some),
             "wait" => return self.wait(slot, id, fields).map(|()| None),
             "sync" => return self.begin_sync(slot, id, fields).map(|()| None),
             "hold" => verbs::hold(&mut self.core, fields, self.state.hold_ms_max)?,
@@ -365,22 +369,24 @@ impl Group {
             None | Some(Value::Null) => None,
             Some(_) => Some(verbs::cause(fields)?),
         };
+        let before = delta::frontier(fields)?;
         let number = self.ctls.get(slot).map_or(0, |ctl| ctl.number);
         self.syncing = Some((slot, number, id.clone()));
         self.core.clock.tick();
-        self.core.begin_sync(bytes, cause);
+        self.core.begin_sync(bytes, before, cause);
         Ok(())
     }
 
     /// The name is durable before anything is recorded under it.
     fn new_generation(&mut self, fields: &Fields) -> Result<Value, TapError> {
         let cause: Cause = verbs::cause(fields)?;
+        let predecessor = verbs::predecessor(fields)?;
         if self.core.stream.is_none() {
             return Err(TapError::bad_request("recovered disks have no stream"));
         }
         let name = random_name().map_err(|e| TapError::system("random bytes", &e))?;
         self.state.generation = Some(hex(&name));
         self.save()?;
-        verbs::restart(&mut self.core, cause, name)
+        verbs::restart(&mut self.core, cause, name, predecessor)
     }
 }

@@ -37,6 +37,8 @@ pub struct SyncRun {
 #[derive(Debug)]
 struct Wanted {
     bytes: u64,
+    /// Only what lies before this place of this disk is read.
+    before: Option<(u16, u64)>,
     read: u64,
     records: u64,
 }
@@ -62,6 +64,11 @@ impl SyncRun {
         self.wanted.is_some() && self.reads < READS_MAX
     }
 
+    /// What was found without a read of ours: writes that are in flight now come before END too.
+    pub fn note_look(&mut self, serial: u64) {
+        self.barrier = self.barrier.max(serial);
+    }
+
     /// Nobody waits for it any more.
     pub fn cancel(&mut self) {
         self.wanted = None;
@@ -69,10 +76,11 @@ impl SyncRun {
 }
 
 impl Core {
-    /// Begins to serve a `sync` of up to `bytes`. `cause`: everything is read again.
-    pub fn begin_sync(&mut self, bytes: u64, cause: Option<Cause>) {
+    /// Begins to serve a `sync` of up to `bytes`, of what lies before the disk and byte `before`.
+    /// `cause`: everything is read again.
+    pub fn begin_sync(&mut self, bytes: u64, before: Option<(u16, u64)>, cause: Option<Cause>) {
         let now = self.clock.wall_ns;
-        self.sync.wanted = Some(Wanted { bytes, read: 0, records: 0 });
+        self.sync.wanted = Some(Wanted { bytes, before, read: 0, records: 0 });
         if let (Some(stream), Some(cause)) = (&mut self.stream, cause) {
             stream.mark_everything();
             if stream.state() == State::Dirty {
@@ -100,9 +108,15 @@ impl Core {
             .as_ref()
             .is_none_or(|wanted| wanted.read >= wanted.bytes || wanted.records >= RECORDS_MAX);
         let length_max = if self.sync.careful > 0 { DAMAGE_UNIT } else { PIECE };
-        match stream.next_to_read(length_max) {
+        let before = self.sync.wanted.as_ref().and_then(|wanted| wanted.before);
+        let next = stream.next_to_read(length_max);
+        let is_beyond = next
+            .as_ref()
+            .zip(before)
+            .is_some_and(|((number, range), (disk, at))| (*number, range.start) >= (disk, at));
+        match next {
             None => self.try_end(),
-            Some(_) if is_enough => {
+            Some(_) if is_enough || is_beyond => {
                 if self.sync.reads > 0 {
                     return SyncStep::Wait;
                 }
@@ -115,7 +129,12 @@ impl Core {
                 self.sync_answer(true)
             }
             Some((number, range)) => {
-                self.read_piece(number, range.start, range.end);
+                let stop = before.filter(|(disk, _)| *disk == number).map(|(_, at)| at);
+                self.read_piece(
+                    number,
+                    range.start,
+                    stop.map_or(range.end, |at| range.end.min(at)),
+                );
                 SyncStep::More
             }
         }
@@ -143,6 +162,7 @@ impl Core {
             "read": read,
             "busy": is_busy,
             "head": stream.ring.head(),
+            "begin": stream.begin_seq(),
         }))
     }
 

@@ -7,6 +7,7 @@ use serde_json::{json, Map, Value};
 
 use super::control::state_of;
 use super::core::Core;
+use super::delta;
 use super::fill::Fill;
 use crate::error::TapError;
 use crate::failpoint::Wanted;
@@ -47,7 +48,8 @@ pub fn cause(fields: &Fields) -> Result<Cause, TapError> {
     Cause::of(name).ok_or_else(|| TapError::bad_request(format!("{name:?} is no cause")))
 }
 
-fn stream(core: &mut Core) -> Result<&mut Stream, TapError> {
+/// The stream of protected disks.
+pub fn stream(core: &mut Core) -> Result<&mut Stream, TapError> {
     core.stream.as_mut().ok_or_else(|| TapError::bad_request("recovered disks have no stream"))
 }
 
@@ -63,6 +65,8 @@ pub fn simple(core: &mut Core, verb: &str, fields: &Fields) -> Result<Value, Tap
         "served" => core.served(number(fields, "ticket")?).map(|()| json!({})),
         "refuse" => core.refuse(number(fields, "ticket")?).map(|()| json!({})),
         "missing" => missing(core, fields),
+        "to_read" => delta::to_read(core, fields),
+        "same" => delta::same(core, fields),
         _ => Err(TapError::bad_request(format!("{verb:?} is no verb of a group"))),
     }
 }
@@ -122,12 +126,28 @@ pub fn slot(core: &Core, fields: &Fields) -> Result<usize, TapError> {
     })
 }
 
-/// Begins a new numbering named `name`. The caller made the name durable before.
-pub fn restart(core: &mut Core, cause: Cause, name: [u8; 16]) -> Result<Value, TapError> {
+/// The generation that a new one follows, where a request names it.
+pub fn predecessor(fields: &Fields) -> Result<Option<[u8; 16]>, TapError> {
+    match fields.get("predecessor") {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => unhex::<16>(text(fields, "predecessor")?)
+            .map(Some)
+            .ok_or_else(|| TapError::bad_request("predecessor must be 32 hexadecimal digits")),
+    }
+}
+
+/// Begins a new numbering named `name`. The caller made the name durable before. It follows
+/// `predecessor`, else the generation that ends.
+pub fn restart(
+    core: &mut Core,
+    cause: Cause,
+    name: [u8; 16],
+    predecessor: Option<[u8; 16]>,
+) -> Result<Value, TapError> {
     core.clock.tick();
     let now = core.clock.wall_ns;
     core.end_hold(false);
-    stream(core)?.restart(name, cause, now);
+    stream(core)?.restart(name, predecessor, cause, now);
     Ok(json!({ "generation": hex(&name) }))
 }
 
