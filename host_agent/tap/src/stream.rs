@@ -1,6 +1,8 @@
 //! A stream: what becomes a record, what only marks, and when the difference matters. No I/O but
 //! the ring's memory; time comes from outside.
 
+mod compared;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -249,11 +251,6 @@ impl Stream {
         self.epoch
     }
 
-    /// The sequence of the newest BEGIN; 0 before the first of a generation.
-    pub fn begin_seq(&self) -> u64 {
-        self.begin_seq
-    }
-
     /// Bytes still to be read.
     pub fn remaining(&self) -> u64 {
         self.members.values().map(|member| member.to_read.bytes()).sum()
@@ -342,22 +339,6 @@ impl Stream {
         if member.to_read.is_empty() {
             member.grain = DIRTY_GRAIN;
         }
-    }
-
-    /// Somebody found that the journal has `range` as the disk does: it need not be read, but for
-    /// what was marked since the interval began. Returns the bytes whose mark went.
-    pub fn drop_to_read(&mut self, disk: u16, range: &Range<u64>) -> u64 {
-        let Some(member) = self.members.get_mut(&disk) else { return 0 };
-        let before = member.to_read.bytes();
-        for part in member.again.gaps(range) {
-            member.to_read.remove(part);
-        }
-        if member.to_read.is_empty() {
-            member.grain = DIRTY_GRAIN;
-        }
-        let dropped = before - member.to_read.bytes();
-        self.read += dropped;
-        dropped
     }
 
     /// The disk holds something that the ring does not: `range` must be read.
@@ -492,32 +473,12 @@ impl Stream {
         self.members.iter().map(tell).collect()
     }
 
-    /// Everything of every disk is to be read.
-    pub fn mark_everything(&mut self) {
-        for member in self.members.values_mut() {
-            member.to_read.insert(0..member.size);
-        }
-    }
-
     /// The next range to be read, at most `length_max` bytes.
     pub fn next_to_read(&self, length_max: u64) -> Option<(u16, Range<u64>)> {
         self.members.iter().find_map(|(number, member)| {
             let range = member.to_read.next_covered(0)?;
             Some((*number, range.start..range.end.min(range.start + length_max)))
         })
-    }
-
-    /// What is to be read of a disk from a byte on, at most `count` ranges.
-    pub fn to_read_from(&self, disk: u16, from: u64, count: usize) -> Vec<Range<u64>> {
-        let mut found: Vec<Range<u64>> = Vec::new();
-        let Some(member) = self.members.get(&disk) else { return found };
-        let mut at = from;
-        while found.len() < count {
-            let Some(range) = member.to_read.next_covered(at) else { break };
-            at = range.end;
-            found.push(range);
-        }
-        found
     }
 
     /// Data that a sync read; `before`: the position before the read began. Returns whether there
