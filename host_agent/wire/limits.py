@@ -55,3 +55,15 @@ SECTOR_BYTES = 512
 
 #: Key files and wrapped key objects are a few hundred bytes; anything larger is not one.
 KEY_OBJECT_BYTES_MAX = 16 * KIB
+
+#: What a hash list tells of a disk, bytes: small enough to find changes, 16 bytes each.
+HASH_BLOCK_BYTES = 64 * KIB
+
+#: Blocks of one object of a hash list: 16 GiB of a disk in at most 4.3 MiB.
+HASH_PART_BLOCKS = 256 * KIB
+
+#: Larger is no part of a hash list: it is held in memory as a whole.
+HASH_PART_BYTES_MAX = 8 * MIB
+
+#: Most bytes that one FETCHED carries: what an agent does not read must not fill ingest's memory.
+FETCH_BYTES_MAX = 512 * KIB

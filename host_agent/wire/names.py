@@ -12,6 +12,7 @@ from host_agent.wire.errors import BadName
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PLACE = re.compile(r"[0-9a-f]{16}")
+_PART = re.compile(r"[0-9a-f]{8}")
 #: The tenant's statements lie beside its groups.
 _RESERVED_GROUP = "asof"
 _SAN = re.compile(r"spiffe://holdfast/tenant/([^/]+)/agent/([^/]+)")
@@ -106,6 +107,27 @@ def index_number(name: str) -> int | None:
     """The number that an index object's name states, or None if it is no such name."""
     last = name.rpartition("/")[2]
     return (int(last, 16) or None) if _PLACE.fullmatch(last) else None
+
+
+def hashes_prefix(identity: Identity) -> str:
+    """What the names of a stream's hash lists begin with."""
+    return f"{identity.prefix}hashes/"
+
+
+def hashes_name(identity: Identity, place: int, part: int) -> str:
+    """The name of object `part` (from 0) of the hash list of a place."""
+    if not 0 <= part < 1 << 32:
+        raise BadName(f"{part} cannot be the number of a hash list's part.")
+    return f"{hashes_prefix(identity)}{_numbered('place', place)}/{part:08x}"
+
+
+def hashes_place(name: str) -> tuple[int, int] | None:
+    """(place, part) that the name of a hash list's object states; None if it is no such name."""
+    head, _, part = name.rpartition("/")
+    head, _, place = head.rpartition("/")
+    if not head.endswith("/hashes") or not _PLACE.fullmatch(place) or not _PART.fullmatch(part):
+        return None
+    return int(place, 16), int(part, 16)
 
 
 def asof_prefix(tenant: str) -> str:

@@ -16,10 +16,12 @@ from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_tex
 from workers.journal.catalogue import list_streams
 from workers.journal.chain import DAMAGE
 from workers.journal.errors import JournalError, NoSuchStream
+from workers.journal.hashlist import write_hashes
 from workers.journal.indexing import write_indexes
 from workers.journal.reader import open_journal
 from workers.journal.scrub import scrub
 from workers.journal.verify import Verified, verify
+from workers.restore.fetch import fetch_all
 from workers.restore.progress import Progress
 from workers.storage.port import ObjectStore
 from workers.storage.url import open_store
@@ -51,6 +53,11 @@ class ScrubOptions(OutputOptions):
 @dataclass(kw_only=True)
 class IndexOptions(StoreOptions):
     """Options of `journal index`."""
+
+
+@dataclass(kw_only=True)
+class HashesOptions(StoreOptions):
+    """Options of `journal hashes`."""
 
 
 class _Report:
@@ -149,6 +156,22 @@ def index_command(options: IndexOptions) -> None:
             progress.start("read", None, "segments")
             found = write_indexes(store, identity, key)
             done = f"{len(found.made)} index objects made, {size_text(found.bytes)}"
+            report.add(identity, done, found.as_dict())
+    report.end(store)
+
+
+@command(journal_app, "hashes", HashesOptions)
+def hashes_command(options: HashesOptions) -> None:
+    """Make hash lists: with the newest one a host can compare its disks instead of sending them."""
+    key = read_tenant_key(options.key_file, options.tenant)
+    store = open_store(options.store)
+    report = _Report(options)
+    with shown_progress() as progress:
+        for identity in _streams(options, store):
+            progress.start("hash", None, "bytes")
+            found = write_hashes(store, identity, key, fetch_all, progress.advance)
+            what = "was there" if found.there else f"{found.blocks} blocks"
+            done = f"hash list of place {found.place}: {what}, {size_text(found.bytes)}"
             report.add(identity, done, found.as_dict())
     report.end(store)
 
