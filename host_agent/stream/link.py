@@ -194,7 +194,7 @@ class TlsLink:
             await self._fill(message.HEAD_BYTES + length)
             body = bytes(self._buffer[message.HEAD_BYTES : message.HEAD_BYTES + length])
             del self._buffer[: message.HEAD_BYTES + length]
-            if number < _SKIPPED_FROM:
+            if number < _SKIPPED_FROM or number == message.MessageType.FETCHED:
                 return message.parse_body(number, body)
 
     async def _fill(self, count: int) -> None:

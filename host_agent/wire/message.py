@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Literal
 
@@ -34,6 +35,8 @@ class MessageType(IntEnum):
     THROTTLE = 8
     CLOSE = 9
     COMMIT_NOW = 10
+    FETCH = 128
+    FETCHED = 129
 
 
 Version = Annotated[int, Meta(ge=0, le=0xFFFF)]
@@ -130,9 +133,74 @@ class CommitNow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seq: Position
 
 
-Message = Hello | Welcome | Received | Stored | Probe | Probed | Throttle | Close | CommitNow
+class Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Give back something of my own stream, sealed as it is: up to `length` bytes of it.
 
-_TYPES: dict[int, type[Message]] = {
+    `hashes`: object `part` of the hash list of `place` (0: of the newest). `segment`: that at
+    `place`. `tails`: the tails of the segments from `place` on, each after its length as a u32,
+    `offset` within the first. `key`: the key object of `generation`.
+    """
+
+    request: Amount
+    what: Literal["hashes", "segment", "tails", "key"]
+    place: Position = 0
+    part: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] = 0
+    generation: Hex32 | None = None
+    offset: Amount = 0
+    length: Annotated[int, Meta(ge=1, le=limits.FETCH_BYTES_MAX)] = limits.FETCH_BYTES_MAX
+
+
+class FetchStatus(IntEnum):
+    """What became of a FETCH."""
+
+    DONE = 0
+    MISSING = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The answer. `place` that was meant, `total` bytes of the whole object (tails: 0)."""
+
+    request: int
+    status: FetchStatus
+    place: int
+    total: int
+    data: bytes = b""
+
+    def pack(self) -> bytes:
+        """The body."""
+        return _FETCHED.pack(self.request, self.place, self.total, self.status) + self.data
+
+    @classmethod
+    def unpack(cls, body: bytes | memoryview) -> Fetched:
+        """From a body; WireError."""
+        if len(body) < _FETCHED.size:
+            raise WireError("An answer to FETCH is cut off.")
+        request, place, total, status = _FETCHED.unpack_from(body)
+        if status > FetchStatus.FAILED:
+            raise WireError(f"An answer to FETCH has the unknown status {status}.")
+        return cls(request, FetchStatus(status), place, total, bytes(body[_FETCHED.size :]))
+
+
+_FETCHED = struct.Struct("<QQQB7x")
+
+Message = (
+    Hello
+    | Welcome
+    | Received
+    | Stored
+    | Probe
+    | Probed
+    | Throttle
+    | Close
+    | CommitNow
+    | Fetch
+    | Fetched
+)
+_Json = Hello | Welcome | Received | Stored | Probe | Probed | Throttle | Close | CommitNow | Fetch
+
+_TYPES: dict[int, type[_Json]] = {
     MessageType.HELLO: Hello,
     MessageType.WELCOME: Welcome,
     MessageType.RECEIVED: Received,
@@ -142,6 +210,11 @@ _TYPES: dict[int, type[Message]] = {
     MessageType.THROTTLE: Throttle,
     MessageType.CLOSE: Close,
     MessageType.COMMIT_NOW: CommitNow,
+    MessageType.FETCH: Fetch,
+}
+_LENGTHS_MAX: dict[int, int] = {
+    MessageType.FRAME: limits.MESSAGE_BYTES_MAX,
+    MessageType.FETCHED: limits.FETCH_BYTES_MAX + _FETCHED.size,
 }
 _NUMBERS = {kind: number for number, kind in _TYPES.items()}
 _ENCODER = msgspec.json.Encoder()
@@ -161,6 +234,9 @@ def pack_frame_head(length: int) -> bytes:
 
 def pack(message: Message) -> bytes:
     """A whole message."""
+    if isinstance(message, Fetched):
+        body = message.pack()
+        return pack_head(MessageType.FETCHED, len(body)) + body
     body = _ENCODER.encode(message)
     if len(body) > limits.MESSAGE_JSON_BYTES_MAX:
         raise LimitExceeded(f"A message of {len(body)} bytes is larger than allowed.")
@@ -180,16 +256,16 @@ def parse_head(head: bytes | memoryview) -> tuple[int, int]:
         raise WireError("A message's head uses fields of a newer version.")
     if number not in _TYPES and number != MessageType.FRAME and number < 128:
         raise WireError(f"Message type {number} is unknown.")
-    limit = (
-        limits.MESSAGE_BYTES_MAX if number == MessageType.FRAME else limits.MESSAGE_JSON_BYTES_MAX
-    )
+    limit = _LENGTHS_MAX.get(number, limits.MESSAGE_JSON_BYTES_MAX)
     if length > limit:
         raise LimitExceeded(f"A message of {length} bytes is larger than allowed ({limit}).")
     return number, length
 
 
 def parse_body(number: int, body: bytes | memoryview) -> Message:
-    """The structure of a JSON message; WireError if it is not one."""
+    """The structure of a message other than FRAME; WireError if it is not one."""
+    if number == MessageType.FETCHED:
+        return Fetched.unpack(body)
     decoder = _DECODERS.get(number)
     if decoder is None:
         raise WireError(f"Message type {number} has no JSON body.")

@@ -104,7 +104,7 @@ class MessageParser:
                 raise WireError(f"A frame of {length} bytes is too short for its header.")
             self._length = length
             self._expect(self._small[:FIXED_BYTES], self._on_fixed_header)
-        elif number >= _FIRST_SKIPPED_TYPE:
+        elif number >= _FIRST_SKIPPED_TYPE and number != MessageType.FETCH:
             self._skip_next(length)
         elif length == 0:
             raise WireError(f"A message of type {number} is empty.")

@@ -18,6 +18,7 @@ from host_agent.wire.message import (
     VERSION,
     Close,
     CommitNow,
+    Fetch,
     Hello,
     Message,
     Probe,
@@ -37,6 +38,7 @@ from workers.ingest.errors import CloseCode, PeerLeft, SessionEnded
 from workers.ingest.facts import StreamFacts
 from workers.ingest.gate import FrameGate, StreamPoint, Verdict
 from workers.ingest.parser import Taking
+from workers.ingest.readback import Readback
 from workers.ingest.rpo import Moment
 from workers.ingest.tools import Line, Registry, Tools
 from workers.storage.errors import StoreError
@@ -52,7 +54,7 @@ _RECEIVED_EVERY_BYTES = 4 * limits.MIB
 _SALTS_MAX = 64
 
 #: Answers that an agent does not read. More means that it is stuck.
-_UNREAD_BYTES_MAX = 256 * 1024
+_UNREAD_BYTES_MAX = 256 * 1024 + limits.FETCH_BYTES_MAX
 
 
 @dataclass
@@ -62,6 +64,7 @@ class _Writing:
     gate: FrameGate
     facts: StreamFacts
     committer: Committer
+    readback: Readback
     epoch: int
 
 
@@ -125,6 +128,7 @@ class Session:
     def _say_goodbye(self) -> None:
         if self._writing is not None:
             self._writing.committer.release()
+            self._writing.readback.close()
             if self._writing.facts.epoch == self._writing.epoch:
                 self._writing.facts.connected = False
         reason = self._reason or PeerLeft("The session was stopped.")
@@ -198,7 +202,8 @@ class Session:
         committer = Committer(stream, self._tools, self._on_stored, self._on_room)
         gate = FrameGate(admitted.generation, start, frozenset(facts.last_salts))
         _enter(facts, admitted, end, start.seq)
-        self._writing = _Writing(gate, facts, committer, end.epoch)
+        readback = Readback(admitted.identity, end.place, self._tools, self._line)
+        self._writing = _Writing(gate, facts, committer, readback, end.epoch)
         self._line.write(pack(_welcome(begin, end)))
         self._tools.log.info(
             "session_began",
@@ -242,6 +247,8 @@ class Session:
             self._on_probed(message, writing.facts)
         elif isinstance(message, CommitNow):
             writing.committer.commit_now(message.seq)
+        elif isinstance(message, Fetch):
+            writing.readback.ask(message)
         else:
             raise _protocol(f"An agent does not send {type(message).__name__} here.")
 

@@ -126,9 +126,8 @@ def make_hashes(journal: Journal, fetch: Fetch, progress: Progress | None = None
     point = Point(generation.index, generation.hex, newest.last_seq, row, 0, None, None)
     found = build_map(journal, point, map_seal(journal, point))
     try:
-        _Maker(journal, newest, found, fetch, written, progress or (lambda _: None)).run(
-            _numbers(journal, row)
-        )
+        seen = progress or (lambda _: None)
+        _Maker(_Source(journal, found, fetch), newest, written, seen).run(_numbers(journal, row))
     finally:
         found.close()
     return written
@@ -149,32 +148,34 @@ def _numbers(journal: Journal, row: int) -> dict[str, int]:
     return numbers
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a disk's bytes come from."""
+
+    journal: Journal
+    map: PointMap
+    fetch: Fetch
+
+
 class _Maker:
     """One list in the making."""
 
     def __init__(
-        self,
-        journal: Journal,
-        newest: SegmentInfo,
-        found: PointMap,
-        fetch: Fetch,
-        written: WrittenHashes,
-        progress: Progress,
+        self, source: _Source, newest: SegmentInfo, written: WrittenHashes, progress: Progress
     ) -> None:
-        self._journal = journal
-        self._map = found
-        self._fetch = fetch
+        self._source = source
         self._written = written
         self._progress = progress
-        data_key = journal.keys.data_key(newest.generation)
+        keys, identity = source.journal.keys, source.journal.identity
+        data_key = keys.data_key(newest.generation)
         self._key = block_key(data_key)
-        self._seal = ListSeal(journal.identity, data_key, newest)
+        self._seal = ListSeal(identity, data_key, newest)
         self._parts = 0
 
     def run(self, numbers: dict[str, int]) -> None:
         """All parts, then the directory."""
         listed = []
-        for index, disk in enumerate(self._map.disks):
+        for index, disk in enumerate(self._source.map.disks):
             parts = list(self._disk(index, disk))
             listed.append(ListedDisk(numbers[disk.name], disk.name, disk.size, parts))
         failpoint("hashes_after_parts_before_directory")
@@ -190,8 +191,8 @@ class _Maker:
 
     def _create(self, number: int, plain: bytes) -> None:
         data = self._seal.seal(number, plain)
-        name = hashes_name(self._journal.identity, self._seal.newest.place, number)
-        if self._journal.store.put_if_absent(name, data) is Created.CREATED:
+        name = hashes_name(self._source.journal.identity, self._seal.newest.place, number)
+        if self._source.journal.store.put_if_absent(name, data) is Created.CREATED:
             self._written.made.append(name)
             self._written.bytes += len(data)
 
@@ -215,14 +216,14 @@ class _Maker:
 
     def _window(self, disk: MapDisk, start: int, length: int) -> bytearray | None:
         """A window's bytes; None where it is zeroes."""
-        pieces = self._map.find(disk, start, length)
+        pieces = self._source.map.find(disk, start, length)
         if not len(pieces):
             return None
         pieces = pieces[np.argsort(pieces["frame"], kind="stable")]
         data = bytearray(length)
         at = 0
         numbers = iter(np.unique(pieces["frame"]).tolist())
-        for frame, plain in self._fetch(self._journal, numbers):
+        for frame, plain in self._source.fetch(self._source.journal, numbers):
             while at < len(pieces) and int(pieces["frame"][at]) == frame.number:
                 piece = pieces[at]
                 to, size, source = (int(piece[name]) for name in ("start", "length", "at"))
