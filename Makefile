@@ -108,6 +108,10 @@ soak: deps venv tap  ## the tests that take hours
 invariants: venv  ## print each invariant with the tests that name it; ends 1 if one lacks any
 	@$(BIN)/python -m tests.invariants $(ARGS)
 
+.PHONY: planted
+planted: deps venv tap  ## plant each bug of the catalogue; ends 0 only if the tests find them all
+	@$(BIN)/python -m tests.planted $(ARGS)
+
 .PHONY: fuzz
 fuzz: venv  ## fuzz the decoders for a minute, guided by coverage; ARGS for libFuzzer
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/fuzz.lock >&2

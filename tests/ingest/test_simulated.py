@@ -131,6 +131,34 @@ def test_waiting_checkpoints_are_committed_at_once_but_not_endlessly() -> None:
     simulate(main)
 
 
+@pytest.mark.invariant("I11")
+def test_what_is_only_received_is_not_safe() -> None:
+    """I11: the store takes nothing; the tap says where it is, ingest has it all, and nothing of it
+    would survive."""
+
+    async def main() -> None:
+        world = _quiet()
+        streams = Streams()
+        line = SimulatedLine(world, streams, _source())
+        assert await line.hello()
+        (facts,) = streams.facts.values()
+        line.send(1, 1)
+        await asyncio.sleep(3)
+        assert facts.rpo.safe is not None
+        world.trouble.seconds_max = 10_000.0
+        line.source.write(1)
+        line.send(2, 2)
+        before = facts.rpo.safe.monotonic
+        await asyncio.sleep(30)
+        assert len(line.of(Probe)) > 30
+        assert facts.received == 2
+        assert facts.rpo.safe.monotonic <= before + 1.1
+        line.session.end(SessionEnded(CloseCode.STOPPING, "stopping", retry_seconds=1.0))
+        await line.session.finished.wait()
+
+    simulate(main)
+
+
 @pytest.mark.invariant("I12")
 def test_endless_reconnects_slow_down() -> None:
     """I12: an agent that comes again and again makes a bounded number of epochs."""

@@ -100,6 +100,17 @@ def test_invalid_records_are_refused(op: int, change: dict[str, Any]) -> None:
         check_records(records, 1)
 
 
+@pytest.mark.invariant("I10")
+@pytest.mark.parametrize("op", [0, 8, 15, 24, 127])
+def test_unknown_kinds_below_128_are_refused(op: int) -> None:
+    """Skipping one that a reader must understand would give a wrong image."""
+    records = _one(Op.FLUSH).records
+    records["op"] = op
+    records["disk"] = NO_DISK
+    with pytest.raises(WireError, match="unknown kind"):
+        check_records(records, 1)
+
+
 def test_unknown_kinds_from_128_are_let_through() -> None:
     records = _one(Op.MARK).records
     records["op"] = 200

@@ -1,0 +1,23 @@
+"""How much a test does: little in `make test`, more in `make soak`, most with `LANE=nightly`.
+
+A test that counts what it tried asserts its count, so that no lane can shrink unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+
+LANES = ("test", "ci", "nightly")
+
+
+def lane() -> str:
+    """The lane of this run; ValueError for one that does not exist."""
+    chosen = os.environ.get("LANE") or "test"
+    if chosen not in LANES:
+        raise ValueError(f"LANE={chosen} is none of {', '.join(LANES)}")
+    return chosen
+
+
+def pick(test: int, ci: int, nightly: int) -> int:
+    """The number for this run's lane."""
+    return {"test": test, "ci": ci, "nightly": nightly}[lane()]

@@ -1,0 +1,1 @@
+"""Bugs planted on purpose, each of which the tests must find. `make planted` plants them all."""
