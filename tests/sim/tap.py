@@ -1,0 +1,475 @@
+"""A model of the tap of one group: disks, ring, states, syncs, and how they die.
+
+Independent of the Rust sources in everything but the formats. Each write is two instants, its place
+on the disk and its record; a sync's read lies between its mark and its block; so what may happen
+between them does. All that a judge needs is written into the tap's History as it happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import google_crc32c
+
+from host_agent.wire.record import NO_DISK, Op, State
+from tests.sim.history import History
+
+HEADER = 4096
+GRAIN = 4096
+#: Kept for BEGIN, END, markers and descriptions.
+KEPT_BYTES, KEPT_ENTRIES = 8 * 1024, 8
+_PIECE = 16 * 1024
+#: Requests beyond this are recorded in pieces.
+REQUEST_PIECE = 16 * 1024
+_CAUSES = (
+    "first_start",
+    "ring_lost",
+    "unclean_stop",
+    "disk_added",
+    "disk_changed",
+    "ring_full",
+    "disk_error",
+    "agent_away",
+    "journal_differs",
+    "forced",
+)
+_ENTRY = struct.Struct("<QQQQIIIHBBQI")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a tap. Bytes; `slots` is a power of two above the record hash's grid."""
+
+    disks: dict[str, int]
+    slots: int
+    ring_bytes: int
+    grid: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What to record."""
+
+    op: Op
+    disk: int = NO_DISK
+    offset: int = 0
+    length: int = 0
+    data: bytes = b""
+    aux: int = 0
+    flags: int = 0
+
+
+class RingFull(Exception):
+    """There is no room for a record."""
+
+
+class Ring:
+    """A ring file as FORMAT.md section 2 has it, in memory; it outlives the tap, not the host."""
+
+    def __init__(self, generation: bytes, predecessor: bytes, shape: Shape) -> None:
+        self.shape = shape
+        self.descriptor = os.memfd_create("sim-ring")
+        self.payload_at = HEADER + shape.slots * 64
+        os.ftruncate(self.descriptor, self.payload_at + shape.ring_bytes)
+        self.restart(generation, predecessor)
+
+    def restart(self, generation: bytes, predecessor: bytes) -> None:
+        """Another generation in the same file."""
+        self.generation, self.predecessor = generation, predecessor
+        self.head = self.freed = self.payload_head = self.payload_freed = 0
+        self.anchor, self.anchor_hash = 0, bytes(32)
+        self._ends: dict[int, int] = {}
+        shape = self.shape
+        fixed = struct.pack(
+            "<16sQQQQ16sQ40s",
+            generation,
+            shape.slots,
+            shape.ring_bytes,
+            HEADER,
+            self.payload_at,
+            predecessor,
+            1,
+            bytes(40),
+        )
+        head = b"HFRING\0\x01" + struct.pack("<II", 1, google_crc32c.value(fixed)) + fixed
+        os.pwrite(self.descriptor, head + bytes(80), 0)
+
+    def has_room(self, length: int, entries: int = 1, kept: bool = False) -> bool:
+        """Whether records of so many payload bytes fit, beside what is kept."""
+        spare, spare_entries = (0, 0) if kept else (KEPT_BYTES, KEPT_ENTRIES)
+        used = self._start(length) + length + spare - self.payload_freed
+        entries += spare_entries + self.head - self.anchor
+        return used <= self.shape.ring_bytes and entries < self.shape.slots
+
+    @property
+    def used(self) -> int:
+        return self.payload_head - self.payload_freed
+
+    def _start(self, length: int) -> int:
+        at = self.payload_head % self.shape.ring_bytes
+        past = at + length > self.shape.ring_bytes
+        return self.payload_head + (self.shape.ring_bytes - at if past else 0)
+
+    def append(self, item: Item, at: int, kept: bool = False) -> int:
+        """Record it at the time `at`, ns; its sequence. RingFull."""
+        data = item.data
+        if not self.has_room(len(data), kept=kept):
+            raise RingFull
+        start = self._start(len(data))
+        if data:
+            os.pwrite(self.descriptor, data, self.payload_at + start % self.shape.ring_bytes)
+        self.payload_head = start + len(data)
+        self.head += 1
+        row = _ENTRY.pack(
+            self.head,
+            at,
+            item.offset,
+            item.aux,
+            item.length,
+            google_crc32c.value(data) if data else 0,
+            len(data),
+            item.disk,
+            int(item.op),
+            item.flags,
+            start,
+            self.head // self.shape.slots & 0xFFFFFFFF,
+        )
+        row += google_crc32c.value(row).to_bytes(4, "little")
+        os.pwrite(self.descriptor, row, HEADER + self.head % self.shape.slots * 64)
+        self._ends[self.head] = self.payload_head
+        self._show()
+        return self.head
+
+    def _show(self) -> None:
+        at = (self.head, self.payload_head, self.freed, self.payload_freed)
+        os.pwrite(self.descriptor, struct.pack("<QQQQ", *at), 128)
+
+    def free(self, seq: int, anchor: int, anchor_hash: bytes) -> None:
+        """Give back all up to `seq`."""
+        assert anchor % self.shape.grid == 0, "an anchor off the grid"
+        assert anchor <= seq <= self.head, "freed what was never recorded"
+        if seq > self.freed:
+            self.payload_freed = self._ends[seq]
+            for old in range(self.freed + 1, seq + 1):
+                del self._ends[old]
+            self.freed = seq
+            self.anchor, self.anchor_hash = anchor, anchor_hash
+            self._show()
+
+    def copy(self) -> Ring:
+        """The same bytes in a file of their own."""
+        twin = Ring(self.generation, self.predecessor, self.shape)
+        whole = os.pread(self.descriptor, self.payload_at + self.shape.ring_bytes, 0)
+        os.pwrite(twin.descriptor, whole, 0)
+        twin.head, twin.freed = self.head, self.freed
+        twin.payload_head, twin.payload_freed = self.payload_head, self.payload_freed
+        twin.anchor, twin.anchor_hash = self.anchor, self.anchor_hash
+        twin._ends = dict(self._ends)
+        return twin
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+@dataclass
+class Pending:
+    """A write that the disk took and the ring does not have yet."""
+
+    disk: int
+    offset: int
+    data: bytes
+    op: Op
+    serial: int
+
+
+@dataclass
+class TapMeans:
+    """What a tap takes from outside."""
+
+    rng: random.Random
+    wall_ns: Callable[[], int]
+    count: Callable[[str], None]
+    notify: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Kept:
+    """What the tap's state directory and the disks keep over a power loss."""
+
+    generation: bytes | None = None
+    is_clean: bool = False
+    mood: tuple[State, str, int, int] | None = None
+    to_read: dict[int, set[int]] = field(default_factory=dict)
+
+
+class Tap:
+    """The tap's process, while it lives. `history` hears of all that counts."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        means: TapMeans,
+        history: History,
+        kept: Kept,
+        ring: Ring | None,
+        disks: list[bytearray],
+    ) -> None:
+        self.shape, self.means, self.history, self.kept = shape, means, history, kept
+        self.disks = disks
+        self.names = list(shape.disks)
+        self.state, self.cause = State.DIRTY, "first_start"
+        self.last_good = self.last_time = 0
+        self.to_read: dict[int, set[int]] = {n: set() for n in range(len(disks))}
+        self.epoch = self.total = self.reads = self.serial = self.barrier = 0
+        self.pending: list[Pending] = []
+        self.is_alive = True
+        self.ring = self._open_ring(ring)
+        kept.is_clean, kept.mood = False, None
+
+    # --- beginning and end
+
+    def _open_ring(self, ring: Ring | None) -> Ring:
+        kept, before = self.kept, self.kept.generation
+        if ring is not None and ring.generation == before and kept.is_clean and kept.mood:
+            state, self.cause, self.last_good, self.last_time = kept.mood
+            self.state = State.RECORDING if state == State.RECORDING else State.DIRTY
+            self.to_read = {n: set(found) for n, found in kept.to_read.items()}
+            if self.state == State.RECORDING:
+                self.last_good = ring.head
+            self.means.count("tap_clean_start")
+            return ring
+        name = self._new_name()
+        if ring is not None and ring.generation == before:
+            self.cause = "unclean_stop"
+            ring.restart(name, ring.generation)
+        else:
+            if ring is not None:
+                ring.close()
+            self.cause = "first_start" if before is None else "ring_lost"
+            ring = Ring(name, before or bytes(16), self.shape)
+        kept.generation = name
+        self.history.begin_generation(name, ring.predecessor)
+        self.means.count(f"cause_{self.cause}")
+        self._mark_everything()
+        return ring
+
+    def _new_name(self) -> bytes:
+        return self.means.rng.randbytes(16)
+
+    def _mark_everything(self) -> None:
+        for number, disk in enumerate(self.disks):
+            self.to_read[number] = set(range(len(disk) // GRAIN))
+
+    def stop_cleanly(self) -> None:
+        """An orderly stop: writes in flight are recorded, the ring is left clean."""
+        for one in list(self.pending):
+            self.record(one)
+        self.kept = self.snapshot(self.kept)
+        self.die()
+
+    def snapshot(self, kept: Kept) -> Kept:
+        """What an orderly stop now would leave, written into `kept`."""
+        kept.generation, kept.is_clean = self.ring.generation, True
+        kept.mood = (self.state, self.cause, self.last_good, self.last_time)
+        kept.to_read = {n: set(found) for n, found in self.to_read.items()}
+        return kept
+
+    def die(self) -> None:
+        """SIGKILL: what was in flight is on the disks and nowhere else."""
+        for one in self.pending:
+            self.history.lost(one.disk, one.offset, one.data)
+        self.pending.clear()
+        self.is_alive = False
+        self.means.notify()
+
+    # --- what guests do
+
+    def begin_write(self, op: Op, disk: int, offset: int, data: bytes) -> Pending | None:
+        """The disk accepts it; None if it overlaps one that is in flight."""
+        end = offset + len(data)
+        for one in self.pending:
+            if one.disk == disk and one.offset < end and offset < one.offset + len(one.data):
+                return None
+        self.disks[disk][offset:end] = data
+        self.serial += 1
+        made = Pending(disk, offset, data, op, self.serial)
+        self.pending.append(made)
+        return made
+
+    def record(self, one: Pending) -> bool:
+        """Its record, and the guest's answer. False if the tap died meanwhile."""
+        if one not in self.pending:
+            return False
+        self.pending.remove(one)
+        index = self.history.applied(one.disk, one.offset, one.data)
+        length = len(one.data)
+        pieces = range(0, length, REQUEST_PIECE) if one.op == Op.WRITE else range(1)
+        room = self.ring.has_room(length if one.op == Op.WRITE else 0, len(pieces))
+        if self.state == State.DIRTY or not room:
+            self._drop(one.disk, one.offset, length, "ring_full")
+            return True
+        if one.op != Op.WRITE:
+            self._append(Item(one.op, one.disk, one.offset, length))
+            return True
+        for at in pieces:
+            piece = one.data[at : at + REQUEST_PIECE]
+            is_last = at + REQUEST_PIECE >= length
+            flags = (0 if is_last else 2) | (4 if at else 0)
+            if not is_last:
+                self.means.count("request_in_pieces")
+            try:
+                self._append(
+                    Item(Op.WRITE, one.disk, one.offset + at, len(piece), piece, flags=flags),
+                    index,
+                )
+            except RingFull:
+                self._drop(one.disk, one.offset, length, "ring_full")
+                return True
+        return True
+
+    def refuse(self, disk: int, offset: int, data: bytes) -> None:
+        """The disk took a part of a write and failed: the guest's error, and a dirty range."""
+        self.disks[disk][offset : offset + len(data)] = data
+        self.history.lost(disk, offset, data)
+        self._drop(disk, offset, max(1, len(data)), "disk_error")
+
+    def flush(self, disk: int) -> None:
+        """A flush of the disk succeeded."""
+        if self.state == State.DIRTY or not self.ring.has_room(0):
+            self._drop(disk, 0, 0, "ring_full")
+        else:
+            self._append(Item(Op.FLUSH, disk))
+
+    def _drop(self, disk: int, offset: int, length: int, cause: str) -> None:
+        self.to_read[disk].update(range(offset // GRAIN, (offset + length + GRAIN - 1) // GRAIN))
+        self.fall(cause)
+
+    def fall(self, cause: str) -> None:
+        """Leave recording or syncing."""
+        if self.state == State.DIRTY:
+            return
+        if self.state == State.RECORDING:
+            self.last_good = self.ring.head
+        self.state, self.cause = State.DIRTY, cause
+        self.epoch += 1
+        self.means.count(f"fell_{cause}")
+        self.history.fell()
+        self.means.notify()
+
+    def time(self) -> int:
+        """The stream's time, which never runs back."""
+        self.last_time = max(self.last_time, self.means.wall_ns())
+        return self.last_time
+
+    def _append(self, item: Item, index: int | None = None, kept: bool = False) -> int:
+        seq = self.ring.append(item, self.time(), kept)
+        is_point = self.state == State.RECORDING and not item.flags & 2
+        self.history.recorded(self.ring.generation, seq, is_point, index)
+        self.means.notify()
+        return seq
+
+    def _body(self, op: Op, body: dict[str, object], aux: int = 0) -> int:
+        return self._append(Item(op, data=json.dumps(body).encode(), aux=aux), kept=True)
+
+    # --- what the agent asks for
+
+    def mark(self, body: dict[str, object]) -> tuple[int, int] | None:
+        """A marker; None where markers are refused."""
+        if self.state != State.RECORDING:
+            return None
+        try:
+            seq = self._body(Op.MARK, body)
+        except RingFull:
+            return None
+        self.history.marked(str(body["checkpoint"]), self.ring.generation, seq)
+        return seq, self.last_time
+
+    def begin_sync(self) -> bool:
+        """BEGIN; False if there is no room for it."""
+        predecessor = self.ring.predecessor
+        body: dict[str, object] = {
+            "cause": self.cause,
+            "generation": self.ring.generation.hex(),
+            "predecessor": predecessor.hex() if any(predecessor) else None,
+            "last_good": self.last_good,
+            "disks": [
+                {"disk": number, "name": name, "size": len(self.disks[number])}
+                for number, name in enumerate(self.names)
+            ],
+        }
+        self.state = State.SYNCING
+        try:
+            self._body(Op.BEGIN, body, self.last_good)
+        except RingFull:
+            self.state = State.DIRTY
+            return False
+        self.epoch += 1
+        self.total = self.remaining
+        self.means.count("sync_begun")
+        return True
+
+    @property
+    def remaining(self) -> int:
+        """Bytes to be read."""
+        return sum(map(len, self.to_read.values())) * GRAIN
+
+    def next_to_read(self) -> tuple[int, int, int] | None:
+        """(disk, offset, length) of the next piece."""
+        for disk, blocks in self.to_read.items():
+            if blocks:
+                first = min(blocks)
+                count = 1
+                while first + count in blocks and count * GRAIN < _PIECE:
+                    count += 1
+                return disk, first * GRAIN, count * GRAIN
+        return None
+
+    def has_sync_room(self) -> bool:
+        """A sync leaves half of the ring to the guests."""
+        ring, shape = self.ring, self.shape
+        is_room = ring.used + 2 * _PIECE <= shape.ring_bytes // 2
+        return is_room and ring.head - ring.anchor + 16 <= shape.slots // 2
+
+    def take_block(self, at: tuple[int, int, int], data: bytes, before: int) -> None:
+        """What a read of this interval found."""
+        disk, offset, length = at
+        has_data = any(data)
+        op = Op.SYNC if has_data else Op.SYNC_ZERO
+        item = Item(op, disk, offset, length, data if has_data else b"", before)
+        try:
+            self._append(item)
+        except RingFull:
+            self._drop(disk, offset, length, "ring_full")
+
+    def try_end(self) -> bool:
+        """END, if nothing is to be read and no write is in flight that a read may have missed."""
+        if any(one.serial <= self.barrier for one in self.pending):
+            return False
+        self.state = State.RECORDING
+        try:
+            self._body(Op.END, {"bytes": self.total, "unreadable": []})
+        except RingFull:
+            self.fall("ring_full")
+            return True
+        self.means.count("sync_ended")
+        return True
+
+    def new_generation(self, cause: str) -> bytes:
+        """Drop the ring's content and begin again."""
+        name = self._new_name()
+        self.ring.restart(name, self.ring.generation)
+        self.kept.generation = name
+        self.history.fell()
+        self.history.begin_generation(name, self.ring.predecessor)
+        self.state, self.cause, self.last_good = State.DIRTY, cause, 0
+        self.epoch += 1
+        assert cause in _CAUSES
+        self.means.count(f"cause_{cause}")
+        self._mark_everything()
+        self.means.notify()
+        return name

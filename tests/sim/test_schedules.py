@@ -1,0 +1,63 @@
+"""Two thousand schedules of faults, and that a seed is a schedule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.sim.report import Report, regressions, run_options, run_seeds
+
+BLOCK = 250
+SCHEDULES = 2000
+
+#: What every block must have reached: a simulator that never gets there shows nothing.
+REACHED = (
+    "cause_forced",
+    "cause_journal_differs",
+    "cause_ring_lost",
+    "cause_unclean_stop",
+    "fell_ring_full",
+    "operator_resync",
+    "sync_ended",
+    "tap_clean_start",
+)
+
+
+def _explain(report: Report) -> str:
+    return "\n".join(
+        f"python -m tests.sim replay {one.options.seed} --trace: {one.message}"
+        for one in report.failures
+    )
+
+
+@pytest.mark.invariant("I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+def test_schedules_that_failed_once() -> None:
+    report = run_options(regressions())
+    assert report.is_good, _explain(report)
+
+
+@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+@pytest.mark.parametrize("first", range(0, SCHEDULES, BLOCK))
+def test_every_schedule_keeps_the_invariants(first: int) -> None:
+    report = run_seeds(range(first, first + BLOCK))
+    assert report.is_good, _explain(report)
+    assert [what for what in REACHED if not report.reached[what]] == []
+
+
+def _digest(hash_seed: str) -> str:
+    command = [sys.executable, "-m", "tests.sim", "replay"]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    made = ""
+    for seed in ("16", "17"):
+        ran = subprocess.run(
+            [*command, seed], env=environment, capture_output=True, text=True, check=True
+        )
+        made += next(line for line in ran.stdout.splitlines() if line.startswith("digest"))
+    return made
+
+
+def test_a_seed_repeats_itself() -> None:
+    assert _digest("1") == _digest("2")
