@@ -13,6 +13,8 @@ from host_agent.wire.errors import BadName
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PLACE = re.compile(r"[0-9a-f]{16}")
 _PART = re.compile(r"[0-9a-f]{8}")
+_LAYER_OBJECT = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}")
+_CHECKPOINT = re.compile(r"[0-9a-f]{32}")
 #: The tenant's statements lie beside its groups.
 _RESERVED_GROUP = "asof"
 _SAN = re.compile(r"spiffe://holdfast/tenant/([^/]+)/agent/([^/]+)")
@@ -128,6 +130,61 @@ def hashes_place(name: str) -> tuple[int, int] | None:
     if not head.endswith("/hashes") or not _PLACE.fullmatch(place) or not _PART.fullmatch(part):
         return None
     return int(place, 16), int(part, 16)
+
+
+def layers_prefix(identity: Identity) -> str:
+    """What the names of a stream's layer lists begin with."""
+    return f"{identity.prefix}layers/"
+
+
+def layers_name(identity: Identity, number: int) -> str:
+    """The name of the stream's layer list `number` (from 1)."""
+    return f"{layers_prefix(identity)}{_numbered('layer list', number)}"
+
+
+def parts_prefix(identity: Identity) -> str:
+    """What the names of all objects of a stream's layers begin with."""
+    return f"{identity.prefix}parts/"
+
+
+def part_folder(identity: Identity, number: int) -> str:
+    """What the names of the objects that were made for layer list `number` begin with."""
+    return f"{parts_prefix(identity)}{_numbered('layer list', number)}/"
+
+
+def part_name(identity: Identity, short: str) -> str:
+    """The name of a layer's object from how a layer list writes it: %016x/HEX32; BadName."""
+    if not _LAYER_OBJECT.fullmatch(short):
+        raise BadName(f"{short!r:.80} cannot be the name of a layer's object.")
+    return f"{parts_prefix(identity)}{short}"
+
+
+def boundary_prefix(identity: Identity) -> str:
+    """What the names of a stream's boundaries begin with."""
+    return f"{identity.prefix}boundary/"
+
+
+def boundary_name(identity: Identity, number: int) -> str:
+    """The name of the stream's boundary `number` (from 1)."""
+    return f"{boundary_prefix(identity)}{_numbered('boundary', number)}"
+
+
+def number_of(name: str) -> int | None:
+    """The number that a layer list's, a boundary's or a folder's name states; None if none."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return (int(last, 16) or None) if _PLACE.fullmatch(last) else None
+
+
+def pins_prefix(identity: Identity) -> str:
+    """What the names of a stream's pins begin with."""
+    return f"{identity.prefix}pins/"
+
+
+def pin_name(identity: Identity, checkpoint: str, *, released: bool = False) -> str:
+    """The name of the pin of a checkpoint (32 hexadecimal digits), or of its release; BadName."""
+    if not _CHECKPOINT.fullmatch(checkpoint):
+        raise BadName(f"{checkpoint!r:.80} is not the id of a checkpoint.")
+    return f"{pins_prefix(identity)}{checkpoint}{'.released' if released else ''}"
 
 
 def asof_prefix(tenant: str) -> str:

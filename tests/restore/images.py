@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from host_agent.wire.names import chain_name
 from workers.journal.mapfile import PointMap
 from workers.journal.pitmap import get_map
 from workers.journal.points import Point, resolve
@@ -21,7 +20,7 @@ class Images:
     def _open(self, number: int) -> bytes:
         frame = self.journal.frame(number)
         sealed = self.journal.store.get_range(
-            chain_name(self.journal.identity, frame.place),
+            self.journal.object_name(frame.place),
             frame.payload_offset,
             frame.payload_sealed,
         )

@@ -146,3 +146,45 @@ class BeforeHistory(SelectorError):
     """The time lies before the first moment that can be restored."""
 
     code = "before_history"
+
+
+class BoundaryDamaged(JournalError):
+    """A boundary cannot be used: nothing can be said of where the journal begins."""
+
+    code = "boundary_damaged"
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(
+            f"The boundary {name} cannot be used: {why}",
+            hint="Bring that object back from a copy of the store.",
+        )
+
+
+class LayerDamaged(JournalDamaged):
+    """An object of the layers that stand for the journal's beginning is missing or damaged."""
+
+    code = "layer_damaged"
+
+    def __init__(self, name: str, why: str, place: int = 0) -> None:
+        super().__init__(
+            place,
+            f"The layers' object {name} cannot be used: {why}",
+            hint="Bring that object back from a copy of the store.",
+        )
+
+
+class JournalMoved(JournalError):
+    """What is read was given up meanwhile: newer layers stand for it."""
+
+    code = "journal_moved"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, hint="Open the journal again; it plans by its newest layers.", retryable=True
+        )
+
+
+class MomentGone(SelectorError):
+    """The moment lies before the history that is kept."""
+
+    code = "moment_gone"

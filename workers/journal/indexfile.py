@@ -145,7 +145,8 @@ class _Plain(msgspec.Struct, frozen=True):
     link: bytes
 
 
-def _pack_columns(columns: Columns, kinds: dict[str, tuple[str, bool]]) -> dict[str, bytes]:
+def pack_columns(columns: Columns, kinds: dict[str, tuple[str, bool]]) -> dict[str, bytes]:
+    """Columns as byte planes, of differences where `kinds` says so."""
     packed = {}
     for name, (kind, differs) in kinds.items():
         column = np.ascontiguousarray(columns[name], dtype=kind)
@@ -157,7 +158,8 @@ def _pack_columns(columns: Columns, kinds: dict[str, tuple[str, bool]]) -> dict[
     return packed
 
 
-def _unpack_columns(packed: dict[str, bytes], kinds: dict[str, tuple[str, bool]]) -> Columns:
+def unpack_columns(packed: dict[str, bytes], kinds: dict[str, tuple[str, bool]]) -> Columns:
+    """What `pack_columns` made; WireError, KeyError."""
     columns: Columns = {}
     for name, (kind, differs) in kinds.items():
         data, size = packed[name], np.dtype(kind).itemsize
@@ -175,9 +177,9 @@ def _plain(body: IndexBody) -> bytes:
     return msgspec.msgpack.encode(
         _Plain(
             body.generations,
-            _pack_columns(body.rows, ROWS),
-            _pack_columns(body.frames, FRAMES),
-            _pack_columns(body.entries, ENTRIES),
+            pack_columns(body.rows, ROWS),
+            pack_columns(body.frames, FRAMES),
+            pack_columns(body.entries, ENTRIES),
             body.anchor,
             body.anchor_hash,
             body.since_anchor,
@@ -255,9 +257,9 @@ def _parse_body(plain: bytes) -> IndexBody:
         found = msgspec.msgpack.decode(plain, type=_Plain)
         return IndexBody(
             found.generations,
-            _unpack_columns(found.rows, ROWS),
-            _unpack_columns(found.frames, FRAMES),
-            _unpack_columns(found.entries, ENTRIES),
+            unpack_columns(found.rows, ROWS),
+            unpack_columns(found.frames, FRAMES),
+            unpack_columns(found.entries, ENTRIES),
             found.anchor,
             found.anchor_hash,
             found.since_anchor,

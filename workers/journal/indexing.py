@@ -126,9 +126,17 @@ class _Writer:
     def __init__(self, journal: Journal, written: Written) -> None:
         self._journal = journal
         self._written = written
-        self._blocks = [_Block(level) for level in range(1, indexfile.LEVELS + 1)]
+        counts = (journal.rows, journal.frames, journal.entry_count)
+        previous = journal.newest.hash if journal.newest else bytes(32)
+        self._blocks = [
+            _Block(level, journal.first_place, *counts, previous)
+            for level in range(1, indexfile.LEVELS + 1)
+        ]
         self._generation = b""
         self._since: Records = np.empty(0, RECORD)
+        if journal.layers is not None:
+            self._generation = journal.timeline.generations[-1].name
+            self._since = np.frombuffer(journal.layers.body.since_anchor, RECORD)
 
     def take_frame(self, frame: OpenedFrame, running: RecordHash) -> None:
         """Keep what a timeline needs of it, and its records if they follow the last anchor."""
@@ -171,6 +179,8 @@ class _Writer:
 
     def _write(self, block: _Block, info: SegmentInfo) -> None:
         """Create the block's object, unless it is there."""
+        if (block.place - 1) % indexfile.SPAN**block.level:
+            return  # its beginning lies in layers
         too_large = self._journal.entry_count - block.entry > ENTRIES_MAX
         if info.state != State.RECORDING or too_large:
             self._written.left_out += 1
@@ -234,9 +244,10 @@ def _paint_writes(journal: Journal, columns: dict[str, NDArray[Any]]) -> dict[st
     row = columns["row"][index].astype(np.uint64)
     disks = np.arange(len(timeline.disk_names) + 1, dtype=np.int32)
     slot = NumberTables(timeline.changes, disks).slots(row, columns["disk"][index])
-    firsts = np.array([g.first_row for g in timeline.generations] or [0], np.uint64)
-    generation = np.searchsorted(firsts, row, "right") - 1
-    seq = row - firsts[generation] + np.uint64(1)
+    starts = np.array([g.start_row for g in timeline.generations] or [0], np.int64)
+    firsts = np.array([g.first_row for g in timeline.generations] or [0], np.int64)
+    generation = np.searchsorted(starts, row.astype(np.int64), "right") - 1
+    seq = (row.astype(np.int64) - firsts[generation] + 1).astype(np.uint64)
     key = np.where(_SYNC[columns["op"][index]], columns["aux"][index], seq)
     # Generations and disks lie apart in one address space: nothing hides another's.
     _, group = np.unique(np.stack([generation, slot]), axis=1, return_inverse=True)

@@ -19,8 +19,9 @@ from host_agent.wire.names import Identity, chain_name
 from host_agent.wire.record import RECORD
 from host_agent.wire.segment import SegmentInfo
 from workers.journal.chain import DAMAGE, Loaded, read_tail
-from workers.journal.errors import JournalDamaged, PayloadDamaged
+from workers.journal.errors import JournalDamaged, LayerDamaged, PayloadDamaged
 from workers.journal.indexfile import IndexBody, IndexHead
+from workers.journal.layers import LAYER_PLACES, LayerContent, LayerSet, check_piece
 from workers.journal.opening import (
     KeyRing,
     OpenedFrame,
@@ -129,6 +130,9 @@ class Journal:
         self._links = ColumnSpool({"byte": "u1"}, spool)
         self._link = bytes(_LINK_BYTES)
         self._hash = RecordHash()
+        #: What stands for the chain's beginning; None: nothing was given up.
+        self.layers: LayerSet | None = None
+        self._layer_crcs = np.empty(0, np.uint32)
         self._tail = lru_cache(_TAILS_KEPT)(self._read_tail)
         #: Hears of all that is taken, where index objects are made.
         self.keeper: Keeper | None = None
@@ -188,7 +192,20 @@ class Journal:
 
     def is_open(self, row: int) -> bool:
         """Whether the row's segment itself was opened: only such moments have a map."""
+        if row < len(self.timeline.layers):
+            return True
         return bool(self._frames.column("header_length")[self.frame_of(row)])
+
+    @property
+    def first_place(self) -> int:
+        """The first place of the chain that is read: those before lie in layers."""
+        return self.layers.boundary.first_place if self.layers is not None else 1
+
+    def object_name(self, place: int) -> str:
+        """The name of the object that holds the data of the frames of a place."""
+        if place >= LAYER_PLACES and self.layers is not None:
+            return self.layers.part_name(place)
+        return chain_name(self.identity, place)
 
     @property
     def entry_count(self) -> int:
@@ -222,6 +239,8 @@ class Journal:
 
     def open_payload(self, frame: FrameInfo, sealed: bytes | memoryview) -> bytes:
         """The frame's data, authenticated and checked against the tap's CRCs; PayloadDamaged."""
+        if frame.place >= LAYER_PLACES:
+            return self._open_piece(frame, sealed)
         generation = self.timeline.generations[frame.generation]
         try:
             header_bytes = self._header_bytes(frame)
@@ -237,6 +256,20 @@ class Journal:
             ) from error
         return plain
 
+    def _open_piece(self, frame: FrameInfo, sealed: bytes | memoryview) -> bytes:
+        assert self.layers is not None
+        length = int(self._frames.column("payload_plain")[frame.number])
+        try:
+            plain = self.layers.open_piece(frame.place, frame.number, sealed, length)
+            check_piece(plain, int(self._layer_crcs[frame.number]))
+        except DAMAGE as error:
+            name = self.object_name(frame.place)
+            place = self.layers.clear.newest.place
+            raise PayloadDamaged(
+                place, f"The data of {name} cannot be used: {error.message}"
+            ) from error
+        return plain
+
     def _header_bytes(self, frame: FrameInfo) -> bytes:
         length = int(self._frames.column("header_length")[frame.number])
         if not length:
@@ -246,6 +279,10 @@ class Journal:
 
     def frame_sums(self, frame: FrameInfo) -> FrameSums:
         """A frame's records' checksums; PayloadDamaged where they must be read and cannot be."""
+        if frame.place >= LAYER_PLACES:
+            crc = self._layer_crcs[frame.number : frame.number + 1]
+            plain = self._frames.column("payload_plain")[frame.number : frame.number + 1]
+            return FrameSums(np.zeros(1, np.uint32), plain, crc)
         names = ("payload_at", "payload_length", "crc")
         if int(self._frames.column("header_length")[frame.number]):
             first, end = self.entries(frame.first_row, frame.first_row + frame.records)
@@ -276,6 +313,51 @@ class Journal:
             for ref in refs
         ]
         return {(f.ref.payload_offset, f.ref.payload_length): f for f in frames}
+
+    def take_layers(self, layers: LayerSet) -> None:
+        """Begin with layers, before anything else is taken; LayerDamaged, JournalMoved."""
+        assert not self.rows
+        self.layers = layers
+        try:
+            self.timeline.begin_with(layers.base())
+        except (ValueError, WireError) as error:
+            raise LayerDamaged(layers.name, str(error)) from error
+        crcs = [np.empty(0, np.uint32)]
+        for row, content in enumerate(layers.contents(self.keys)):
+            self._take_layer(row, content)
+            crcs.append(content.frames["crc"])
+        self._layer_crcs = np.concatenate(crcs)
+        body = layers.body
+        self._hash = RecordHash(body.anchor, body.anchor_hash)
+        self._hash.update(np.frombuffer(body.since_anchor, RECORD))
+        self._link = body.link
+        self.newest = layers.clear.newest
+        if self._hash.digest() != self.newest.record_hash:
+            raise LayerDamaged(layers.name, "its record hash is another than its trailer's.")
+
+    def _take_layer(self, row: int, content: LayerContent) -> None:
+        end = self.layers.body.ends[row] if self.layers is not None else None
+        assert end is not None
+        self._rows.append({"time": np.array([end.time], np.uint64), "flags": np.zeros(1, np.uint8)})
+        count, frames = len(content.entries["offset"]), len(content.frames["place"])
+        self._entries.append(
+            {
+                **{name: np.zeros(count, np.uint32) for name in ("aux", "crc", "payload_length")},
+                **content.entries,
+                "row": np.full(count, row, np.uint64),
+            }
+        )
+        kept = self.timeline.layers[row]
+        self._frames.append(
+            {
+                **content.frames,
+                "generation": np.full(frames, kept.generation, np.uint32),
+                "first_row": np.full(frames, row, np.uint64),
+                **{n: np.zeros(frames, np.uint32) for n in ("records", "header_at")},
+                "header_length": np.zeros(frames, np.uint32),
+            }
+        )
+        self._links.append({"byte": np.zeros(frames * _LINK_BYTES, np.uint8)})
 
     def take_index(self, head: IndexHead, body: IndexBody) -> None:
         """Add what an index object stands for: the next places of the chain. WireError."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,12 +54,17 @@ _SYNC[[Op.SYNC, Op.SYNC_ZERO]] = True
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of one generation that count, and what their positions are raised by to follow the
-    earlier ones."""
+    """Rows that count, and what their positions are raised by to follow the earlier ones.
 
-    generation: Generation
-    rows: int
+    Positions count from 1 at `first_row`; before it `skipped` sequences of the generation lie in
+    layers. `begins`: the first row begins a generation.
+    """
+
+    first_row: int
+    end_row: int
     raised: int
+    skipped: int = 0
+    begins: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,25 +74,56 @@ class Lineage:
 
     stretches: list[Stretch]
     is_whole: bool
+    root: str = ""
 
 
 def lineage(journal: Journal, point: Point) -> Lineage:
     """Follow predecessors back from the point's generation."""
-    by_name = {g.name: g for g in journal.timeline.generations}
-    chosen = journal.timeline.generations[point.generation]
-    path: list[tuple[Generation, int]] = [(chosen, point.seq)]
-    is_whole = True
-    while (predecessor := path[-1][0].predecessor) is not None:
-        before = by_name.get(predecessor)
-        if before is None or before.index >= path[-1][0].index or not before.last_seq:
-            is_whole = False
+    generations = journal.timeline.generations
+    by_name = {g.name: g for g in generations}
+    generation, seq = generations[point.generation], point.seq
+    path: list[Stretch] = []
+    while True:
+        is_whole = _add_path(journal, path, generation, seq)
+        if is_whole is not None:
             break
-        path.append((before, before.last_seq))
+        predecessor = generation.predecessor
+        before = by_name.get(predecessor) if predecessor is not None else None
+        if before is None or before.index >= generation.index or not before.last_seq:
+            is_whole = predecessor is None
+            break
+        generation, seq = before, before.last_seq
     stretches, raised = [], 0
-    for generation, rows in reversed(path):
-        stretches.append(Stretch(generation, rows, raised))
-        raised += rows
-    return Lineage(stretches, is_whole)
+    for stretch in reversed(path):
+        stretches.append(replace(stretch, raised=raised))
+        raised += stretch.end_row - stretch.first_row
+    return Lineage(stretches, is_whole, generation.hex)
+
+
+def _add_path(
+    journal: Journal, path: list[Stretch], generation: Generation, seq: int
+) -> bool | None:
+    """Add what leads to a position within its generation, newest first; None: all of it is there.
+
+    Else whether what lies under the generation's rows is known: it lies in layers.
+    """
+    if seq >= generation.first_seq:
+        skipped = generation.first_seq if generation.first_seq > 1 else 0
+        if seq > skipped:
+            first = generation.row(skipped + 1)
+            begins = not skipped
+            path.append(Stretch(first, first + seq - skipped, 0, skipped, begins))
+        if not skipped:
+            return None
+        seq = generation.first_seq
+    kept = generation.kept.get(seq)
+    if kept is None:
+        return False
+    layer: int | None = kept.row
+    while layer is not None:
+        path.append(Stretch(layer, layer + 1, 0))
+        layer = journal.timeline.layers[layer].over
+    return True
 
 
 def map_seal(journal: Journal, point: Point) -> MapSeal:
@@ -138,7 +174,7 @@ def build_map(journal: Journal, point: Point, seal: MapSeal, path: Path | None =
         parts.close()
     if not line.is_whole and covered != sum(sizes.values()):
         raise UnknownBase(
-            f"Generation {line.stretches[0].generation.hex} continues one that is not in"
+            f"Generation {line.root} continues one that is not in"
             " the journal, and some ranges were not read since.",
             hint="Choose a moment of another generation.",
         )
@@ -195,8 +231,7 @@ class _Plan:
 
     def _entries(self, stretch: Stretch) -> tuple[int, int]:
         """The journal's entries of a stretch: first, and one after the last."""
-        first = stretch.generation.first_row
-        return self._journal.entries(first, first + stretch.rows)
+        return self._journal.entries(stretch.first_row, stretch.end_row)
 
     def _batches(self, step: int = 1) -> Iterator[dict[str, NDArray[np.uint64]]]:
         """Writes in the order of the stream: address, order and entry. `step` > 1 gives a
@@ -221,9 +256,10 @@ class _Plan:
         slot = tables.slots(row, journal.column("disk")[cut][index])
         offset = journal.column("offset")[cut][index].astype(np.uint64)
         end = offset + journal.column("length")[cut][index]
-        seq = row - np.uint64(stretch.generation.first_row) + np.uint64(1)
-        key = np.where(_SYNC[op[index]], journal.column("aux")[cut][index], seq)
-        key = key + np.uint64(stretch.raised)
+        position = row - np.uint64(stretch.first_row) + np.uint64(1)
+        skipped = np.uint64(stretch.skipped)
+        aux = np.maximum(journal.column("aux")[cut][index], skipped) - skipped
+        key = np.where(_SYNC[op[index]], aux, position) + np.uint64(stretch.raised)
         batch = {"start": offset, "end": end, "key": key, "entry": entry}
         slot, batch = self._with_cuts(stretch, entries, slot, batch)
         return self._clip(slot, batch)
@@ -245,9 +281,10 @@ class _Plan:
             return slot, batch
         row = np.array([c.row for c in changes], np.uint64)
         entry = np.searchsorted(rows, row).astype(np.uint64)
-        position = row - np.uint64(stretch.generation.first_row) + np.uint64(1 + stretch.raised)
-        # The first BEGIN describes what lies under its generation: it loses to all of its records.
-        position -= row == np.uint64(stretch.generation.first_row)
+        position = row - np.uint64(stretch.first_row) + np.uint64(1 + stretch.raised)
+        if stretch.begins:
+            # The first BEGIN describes what lies under its generation: it loses to all its records.
+            position -= row == np.uint64(stretch.first_row)
         added = {
             "start": np.array([c.size or 0 for c in changes], np.uint64),
             "end": np.full(len(changes), limits.DISK_BYTES_MAX, np.uint64),

@@ -16,6 +16,7 @@ from workers.journal.errors import (
     HandedOver,
     InsideRequest,
     InsideSync,
+    MomentGone,
     NoSuchCheckpoint,
     NothingToRestore,
     NotStored,
@@ -254,7 +255,9 @@ class _Finder:
                 f"Sequence {seq} is beyond what the journal holds.",
                 hint=self._near(generation, seq),
             )
-        sync = _sync_at(generation, seq) if seq else None
+        if seq and generation.is_gone(seq):
+            raise self._gone(f"Sequence {seq}")
+        sync = _sync_at(generation, seq) if seq and seq not in generation.kept else None
         if seq == 0 or sync is not None:
             raise InsideSync(
                 f"Sequence {seq} lies inside a sync: the disk never looked like that.",
@@ -284,9 +287,11 @@ class _Finder:
         times = self._journal.column("time")
         was_syncing = False
         for generation in reversed(self._generations):
-            rows = times[generation.first_row : generation.first_row + generation.last_seq]
+            start = generation.first_seq
+            rows = times[generation.row(start) : generation.row(generation.last_seq) + 1]
             # As the column's own type: a Python integer would be compared as a float.
-            newest = int(np.searchsorted(rows, np.uint64(min(time, _TIME_MAX)), "right"))
+            count = int(np.searchsorted(rows, np.uint64(min(time, _TIME_MAX)), "right"))
+            newest = start - 1 + count if count else 0
             seq = self._selectable_before(generation, newest) if newest else 0
             if not seq:
                 was_syncing = was_syncing or newest > 0
@@ -303,9 +308,26 @@ class _Finder:
             self._raise_nothing()
         generation, seq = first
         first_time = format_time(int(times[generation.row(seq)]))
+        if self._journal.layers is not None:
+            raise self._gone(format_time(time))
         raise BeforeHistory(
             f"{format_time(time)} lies before the first moment that can be restored.",
             hint=f"The first is time:{first_time}.",
+        )
+
+    def _gone(self, what: str) -> SelectorError:
+        """The moment was given up: say where the history begins, and what older ones are kept."""
+        first = self._first()
+        begins = "It has no moment yet that can be chosen"
+        if first is not None:
+            row = first[0].row(first[1])
+            begins = f"It begins at time:{format_time(int(self._journal.column('time')[row]))}"
+        generations = self._journal.timeline.generations
+        kept = [c for c in self._checkpoints if c.seq < generations[c.generation].first_seq]
+        older = ", ".join(map(_say, kept[-_HINT_SHOWN:]))
+        return MomentGone(
+            f"{what} lies before the history that is kept.",
+            hint=begins + (f"; of older moments these are kept: {older}." if kept else "."),
         )
 
     def _quiet(self, generation: Generation, seq: int, newest: int, time: int) -> Quiet:
@@ -381,6 +403,8 @@ class _Finder:
         time = int(self._journal.column("time")[row])
         past = [s for s in generation.syncs if s.end is not None and s.end <= seq]
         ranges = past[-1].unreadable if past else ()
+        if seq in generation.kept:
+            ranges = generation.kept[seq].unreadable
         return Point(generation.index, generation.hex, seq, row, time, checkpoint, quiet, ranges)
 
     def _raise_damage(self) -> None:

@@ -13,17 +13,27 @@ from pathlib import Path
 
 from host_agent.wire.keys import TenantKey
 from host_agent.wire.names import Identity
+from workers.journal.boundary import newest_boundary
 from workers.journal.chain import DAMAGE, ChainWalk, damaged, read_tail
-from workers.journal.errors import JournalCut, JournalDamaged, NoSuchStream
+from workers.journal.errors import (
+    JournalCut,
+    JournalDamaged,
+    JournalError,
+    JournalMoved,
+    NoSuchStream,
+    PayloadDamaged,
+    SegmentLost,
+)
 from workers.journal.indexes import IndexSource
 from workers.journal.indexfile import IndexBody, IndexHead
 from workers.journal.journal import FrameInfo, Journal, Keeper
+from workers.journal.layers import find_layers
 from workers.journal.opening import KeyRing, SegmentOpener
 from workers.journal.statements import Statement, read_statement
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
 
-__all__ = ["FrameInfo", "Journal", "ReadOptions", "open_journal"]
+__all__ = ["FrameInfo", "Journal", "ReadOptions", "data_lost", "open_journal"]
 
 
 @dataclass(frozen=True)
@@ -41,24 +51,58 @@ class ReadOptions:
     keeper: Callable[[Journal], Keeper] | None = None
 
 
+#: How often a journal that was given up while it was opened is opened again.
+_OPENINGS_MAX = 4
+
+
 def open_journal(
     store: ObjectStore,
     identity: Identity,
     tenant_key: TenantKey,
     options: ReadOptions | None = None,
 ) -> Journal:
-    """Read a stream's whole chain.
+    """Read a stream's whole chain, or what layers left of it.
 
     Damage does not raise here: it is in the journal's `damage`, and moments before it can be
     chosen. Raises NoSuchStream; WrongKey, BadKeyFile or KeyObjectLost if nothing can be opened at
     all; StoreError.
     """
-    options = options or ReadOptions()
+    for _ in range(_OPENINGS_MAX):
+        try:
+            journal = _open(store, identity, tenant_key, options or ReadOptions())
+        except JournalMoved:
+            continue
+        if not isinstance(journal.damage, SegmentLost) or not _has_moved(journal):
+            return journal
+        journal.close()
+    raise JournalMoved(f"The journal of {identity} is given up again and again while it is read.")
+
+
+def _has_moved(journal: Journal) -> bool:
+    """Whether a newer boundary stands than the one that the journal was opened by."""
+    newest = newest_boundary(journal.store, journal.identity)
+    return newest is not None and newest.first_place != journal.first_place
+
+
+def data_lost(journal: Journal, place: int, error: ObjectMissing) -> JournalError:
+    """The error for a frame's object that is missing: collected since the journal was opened, or
+    lost."""
+    if _has_moved(journal):
+        return JournalMoved(f"{error.name} was collected while it was read.")
+    return PayloadDamaged(place, f"The data of {error.name} cannot be read: {error.message}")
+
+
+def _open(
+    store: ObjectStore, identity: Identity, tenant_key: TenantKey, options: ReadOptions
+) -> Journal:
     keys = KeyRing(store, identity, tenant_key)
     # Before the chain: what is stated now must be there when the chain is read.
     statement = read_statement(store, identity)
     journal = Journal(store, identity, keys, options.spool_directory)
     try:
+        layers = find_layers(store, identity, keys)
+        if layers is not None:
+            journal.take_layers(layers)
         if options.keeper is not None:
             journal.keeper = options.keeper(journal)
         _read(journal, options)
@@ -74,7 +118,7 @@ def open_journal(
             journal.damage = _cut(journal, statement)
     except _IndexUnfit:
         journal.close()
-        return open_journal(store, identity, tenant_key, replace(options, use_index=False))
+        return _open(store, identity, tenant_key, replace(options, use_index=False))
     except BaseException:
         journal.close()
         raise

@@ -8,7 +8,7 @@ Rows number the records of all generations of a chain one after another, from 0.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -35,9 +35,35 @@ class SyncInterval:
     unreadable: tuple[tuple[int, int, int], ...] = ()
 
 
+#: The cause of the interval that stands for what lies in layers: nothing in it can be chosen.
+FOLDED = "folded"
+
+
+@dataclass(frozen=True)
+class KeptEnd:
+    """The end of a layer inside a generation: its row, and what the disk could not be read at."""
+
+    row: int
+    unreadable: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer as a row. `over`: the row of the layer under it; None: zeroes."""
+
+    row: int
+    over: int | None
+    generation: int
+    seq: int
+
+
 @dataclass
 class Generation:
-    """One numbering of the stream."""
+    """One numbering of the stream.
+
+    Where its beginning lies in layers, `first_seq` is the first sequence from which on all rows are
+    there, at `start_row`, and `kept` has the ends of layers.
+    """
 
     index: int
     name: bytes
@@ -47,6 +73,12 @@ class Generation:
     syncs: list[SyncInterval] = field(default_factory=list)
     #: The first HANDOVER: from there on, part of the history is in another stream.
     handover: int | None = None
+    first_seq: int = 1
+    start_row: int = 0
+    kept: dict[int, KeptEnd] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.start_row = self.start_row or self.first_row
 
     @property
     def hex(self) -> str:
@@ -55,7 +87,12 @@ class Generation:
 
     def row(self, seq: int) -> int:
         """The row of a sequence."""
-        return self.first_row + seq - 1
+        kept = self.kept.get(seq)
+        return kept.row if kept is not None else self.first_row + seq - 1
+
+    def is_gone(self, seq: int) -> bool:
+        """Whether the sequence lies in a layer, and is not its end."""
+        return seq < self.first_seq and seq not in self.kept
 
     @property
     def open_sync(self) -> SyncInterval | None:
@@ -74,6 +111,37 @@ class Checkpoint:
     kind: str
     scope: str
     tag: str | None
+
+
+@dataclass(frozen=True)
+class BaseLayer:
+    """A layer as a timeline needs it. `disks`: (number, name, size in bytes) at its end; `over`:
+    the layer under it, from 0."""
+
+    over: int | None
+    generation: bytes
+    seq: int
+    disks: list[tuple[int, str, int]]
+    unreadable: tuple[tuple[int, int, int], ...]
+    checkpoints: list[Checkpoint]
+
+
+@dataclass(frozen=True)
+class BaseGeneration:
+    """A generation that lies in layers up to `last_seq`."""
+
+    name: bytes
+    predecessor: bytes | None
+    last_seq: int
+
+
+@dataclass(frozen=True)
+class Base:
+    """What layers tell a timeline, oldest first."""
+
+    generations: list[BaseGeneration]
+    disk_names: list[str]
+    layers: list[BaseLayer]
 
 
 @dataclass(frozen=True)
@@ -120,11 +188,55 @@ class Timeline:
         self.changes: list[DiskChange] = []
         self.disk_names: list[str] = []
         self.rows = 0
+        self.layers: list[LayerRow] = []
         self._marks: dict[str, Checkpoint] = {}
         self._commits: dict[str, int] = {}
         self._numbers: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._mapped = np.zeros(65536, bool)
+
+    def begin_with(self, base: Base) -> None:
+        """What layers stand for comes before all records: each of them is one row."""
+        self.disk_names = list(base.disk_names)
+        numbers: dict[bytes, Generation] = {}
+        for found in base.generations:
+            index = len(self.generations)
+            generation = Generation(index, found.name, 0, found.predecessor, found.last_seq)
+            # Rows that follow the layers continue its sequence; before, it has none.
+            generation.first_row = len(base.layers) - found.last_seq
+            generation.first_seq = found.last_seq + 1
+            generation.start_row = len(base.layers)
+            generation.syncs.append(SyncInterval(1, 0, FOLDED))
+            self.generations.append(generation)
+            numbers[found.name] = generation
+        for row, layer in enumerate(base.layers):
+            generation = numbers[layer.generation]
+            generation.kept[layer.seq] = KeptEnd(row, layer.unreadable)
+            self.layers.append(LayerRow(row, layer.over, generation.index, layer.seq))
+            self._settle(row, layer.disks)
+            for mark in layer.checkpoints:
+                self._marks[mark.id] = replace(mark, generation=generation.index, seq=layer.seq)
+                self._commits[mark.id] = layer.seq
+        head, newest = base.layers[-1], self.generations[-1]
+        if head.generation != newest.name or head.seq != newest.last_seq:
+            raise WireError("The newest layer does not end where its generations do.")
+        newest.first_seq = head.seq
+        newest.syncs[-1].end = head.seq
+        newest.syncs[-1].unreadable = head.unreadable
+        self.rows = len(base.layers)
+
+    def _settle(self, row: int, disks: list[tuple[int, str, int]]) -> None:
+        """The disks at the end of a layer; what was given up before is in its content."""
+        sizes = {self.disk_names.index(name): size for _, name, size in disks}
+        for number, index in list(self._numbers.items()):
+            if index not in sizes:
+                self.changes.append(DiskChange(row, number, index, None, cut=False))
+        self._numbers = {number: self.disk_names.index(name) for number, name, _ in disks}
+        self._sizes = sizes
+        self._mapped[:] = False
+        for number, index in self._numbers.items():
+            self._mapped[number] = True
+            self.changes.append(DiskChange(row, number, index, sizes[index], cut=False))
 
     def start_generation(self, name: bytes) -> Generation:
         """A new numbering begins with the next record."""

@@ -51,7 +51,7 @@ def verify(journal: Journal, advance: Callable[[int], None] | None = None) -> Ve
     last = journal.newest.place if journal.newest else 0
     with ThreadPoolExecutor(_AHEAD, "holdfast-verify") as pool:
         ahead: deque[Future[tuple[int, int, list[HoldfastError]]]] = deque()
-        for place in range(1, last + 1):
+        for place in range(journal.first_place, last + 1):
             ahead.append(pool.submit(_verify_segment, journal, place))
             if len(ahead) >= _AHEAD or place == last:
                 while ahead and (len(ahead) >= _AHEAD or place == last):

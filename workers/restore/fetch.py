@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from threading import Lock
 
 from host_agent.wire.limits import MIB
-from host_agent.wire.names import chain_name
 from workers.journal.errors import PayloadDamaged
-from workers.journal.reader import FrameInfo, Journal
+from workers.journal.reader import FrameInfo, Journal, data_lost
 from workers.storage.errors import ObjectMissing, ObjectTooLarge, ObjectTooShort
 
 #: One ranged read: large enough that requests do not count, small enough to hold several.
@@ -66,10 +65,12 @@ def plan_reads(journal: Journal, numbers: Iterator[int]) -> Iterator[Read]:
 
 def fetch(journal: Journal, read: Read) -> list[tuple[FrameInfo, bytes]]:
     """Carry out a read: the frames with their data, verified. PayloadDamaged, StoreUnavailable."""
-    name = chain_name(journal.identity, read.place)
+    name = journal.object_name(read.place)
     try:
         data = memoryview(journal.store.get_range(name, read.start, read.end - read.start))
-    except (ObjectMissing, ObjectTooShort, ObjectTooLarge) as error:
+    except ObjectMissing as error:
+        raise data_lost(journal, read.place, error) from error
+    except (ObjectTooShort, ObjectTooLarge) as error:
         raise PayloadDamaged(
             read.place, f"The data of {name} cannot be read: {error.message}"
         ) from error
