@@ -12,6 +12,7 @@ from host_agent.control.errors import AgentRunning, StateUnusable
 from host_agent.stream.ports import DataKey
 from host_agent.wire import keys
 from host_agent.wire.errors import BadKeyFile
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.limits import KEY_OBJECT_BYTES_MAX
 from host_agent.wire.names import Identity
 
@@ -140,7 +141,9 @@ def write_durably(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("state_after_written_before_named")
             Path(temporary).replace(path)
+            failpoint("state_after_named_before_synced")
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -22,6 +22,7 @@ from host_agent.stream.prepare import Prepared, Preparer
 from host_agent.stream.signals import Signal, run_together
 from host_agent.stream.syncing import SyncDriver
 from host_agent.wire.errors import WireError
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.limits import RECORD_PAYLOAD_BYTES_MAX
 from host_agent.wire.message import (
     Close,
@@ -201,7 +202,9 @@ class Connection:
         assert frame is not None
         self._slot.notify()
         self._account(frame)
+        failpoint("frame_after_sealed_before_sent")
         await self._link.send(frame.chunks)
+        failpoint("frame_after_sent_before_stored")
 
     def _account(self, frame: Prepared) -> None:
         now = self._means.clock.monotonic()
@@ -292,6 +295,7 @@ class Connection:
         if freed is None:
             return
         counters.plain_bytes_stored += sum(frame.plain for frame in frames)
+        failpoint("stored_after_heard_before_free")
         self._to_free = freed
         self._freeing.notify()
         self._wake.notify()
@@ -318,6 +322,7 @@ class Connection:
         state = await self._ring.tap.state()
         self._ring.see(state)
         self._figures.recovery.observe(state, asked_at, self._ledger.stored)
+        failpoint("probe_after_asked_before_answered")
         answer = Probed(number, state.generation.hex(), state.head, int(state.state))
         self._say(answer, asked_at)
 
@@ -329,3 +334,4 @@ class Connection:
             freed, self._to_free = self._to_free, None
             self._ring.note_freed(freed)
             await self._ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
+            failpoint("stored_after_free_before_next")

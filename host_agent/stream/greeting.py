@@ -14,6 +14,7 @@ from host_agent.stream.ports import Link
 from host_agent.stream.prepare import Begin, Preparer, make_preparer
 from host_agent.stream.session import RingPosition, judge_welcome
 from host_agent.wire.errors import HoldfastError, WireError
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.message import VERSION, Close, Hello, Welcome, pack
 
 #: WELCOME follows a claim in the object store, which may have to be tried several times.
@@ -24,6 +25,7 @@ _GOODBYE_SECONDS = 1.0
 async def greet(ring: OpenRing, link: Link, shared: Shared) -> Welcome:
     """Say HELLO, hear WELCOME; PeerClosed, LinkLost or WireError."""
     await link.send([pack(_hello(ring, shared))])
+    failpoint("hello_after_sent_before_welcome")
     try:
         async with asyncio.timeout(_WELCOME_SECONDS):
             answer = await link.receive()

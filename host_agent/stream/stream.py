@@ -29,6 +29,7 @@ from host_agent.stream.ring import RingFile
 from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
 from host_agent.stream.signals import Signal, run_together
 from host_agent.wire.errors import HoldfastError
+from host_agent.wire.failpoints import failpoint
 
 #: Nobody tells the agent of a disk that is attached without it; it looks this often.
 _LOOK_SECONDS = 5.0
@@ -134,6 +135,7 @@ class Stream:
                 retryable=True,
             )
         seq, time = await ring.tap.mark(body)
+        failpoint("marker_after_placed_before_told")
         return ring.generation, seq, time
 
     async def wait_stored(self, generation: bytes, seq: int) -> None:
@@ -188,6 +190,7 @@ class Stream:
         if self._renew is not None:
             os.close(opened.descriptor)
             await tap.new_generation(self._renew)
+            failpoint("generation_after_made_before_open")
             self._renew = None
             return
         ring = self._open_ring(tap, opened)
@@ -210,7 +213,9 @@ class Stream:
                     "The key of what this ring recorded is not in the state directory.",
                     hint="A new generation begins by itself; everything is sent again.",
                 )
+            failpoint("ring_after_open_before_key")
             key = key or self._doors.keys.make(opened.generation)
+            failpoint("key_after_kept_before_hello")
         except BaseException:
             os.close(opened.descriptor)
             raise
@@ -267,6 +272,7 @@ class Stream:
         self.phase = "connecting"
         self.figures.counters.connections += 1
         link = await self._doors.dial(self.decider.address)
+        failpoint("link_after_dial_before_hello")
         try:
             self.address = link.address
             connection = await self._begin(ring, link)
@@ -283,11 +289,14 @@ class Stream:
         try:
             welcome = await greet(ring, link, self._shared)
             self.decider.on_welcome()
+            failpoint("welcome_after_heard_before_check")
             preparer, stored = await begin(ring, welcome, self._shared)
         except HoldfastError as error:
             await say_goodbye(link, error)
             raise
+        failpoint("welcome_after_check_before_free")
         await self._confirm(ring, stored)
+        failpoint("welcome_after_free_before_frames")
         self.epoch = welcome.epoch
         terms = Terms(welcome.epoch, welcome.window_bytes, welcome.frame_bytes_max)
         ledger = Ledger(terms, ring.generation, stored.seq)
@@ -310,6 +319,7 @@ class Stream:
         self._set_stored(seq)
         if self.ring is not None and self._tidied != self.ring.generation:
             self._tidied = self.ring.generation
+            failpoint("keys_after_stored_before_tidied")
             self._doors.keys.keep_only(self._tidied)
 
     def _set_stored(self, seq: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.names import asof_name, asof_prefix
 from workers.ingest.facts import StreamFacts
 from workers.storage.errors import ObjectMissing
@@ -92,7 +93,9 @@ class AsofWriter:
         for _ in range(_TRIES_MAX):
             self._number += 1
             name = asof_name(self._tenant, self._number)
+            failpoint("statement_after_gathered_before_create")
             if self._store.put_if_absent(name, data) is Created.CREATED:
+                failpoint("statement_after_create_before_kept")
                 self._stated = stated
                 break
             self._number = max(self._number, newest_number(self._next_after))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from host_agent.wire import limits
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.segment import SegmentInfo
 from workers.ingest.batch import Batch, ReceivedFrame
 from workers.ingest.chain import ChainWriter
@@ -131,6 +132,7 @@ class Committer:
         return self._closing or full or (self._wait_seconds() or 0.0) <= 0
 
     async def _commit(self) -> None:
+        failpoint("batch_after_due_before_commit")
         batch, self._open = self._open, Batch()
         self._committing = batch
         self._committed_at = self._tools.clock.monotonic()
@@ -144,6 +146,7 @@ class Committer:
         facts.counters.bytes_stored += batch.length
         facts.rpo.stored(info.last_seq)
         self._on_stored(info)
+        failpoint("stored_after_told_before_room")
         self._give_back(batch.length)
         self._on_room()
 

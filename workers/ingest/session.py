@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from host_agent.wire import limits
 from host_agent.wire.errors import ChainBroken, HoldfastError, LimitExceeded, WireError
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.frame import FrameHeader
 from host_agent.wire.message import (
     VERSION,
@@ -185,6 +186,7 @@ class Session:
                 CloseCode.IDLE, "No HELLO came in time.", retry_seconds=1.0
             ) from None
         admitted = self._admitted = admit(hello, self._peer, self._tools.rules)
+        failpoint("hello_after_admitted_before_claim")
         facts = await self._registry.take_over(admitted.identity, self)
         await self._wait_turn(facts)
         name = WriterName(admitted.identity, self._tools.token(16))
@@ -204,6 +206,7 @@ class Session:
         _enter(facts, admitted, end, start.seq)
         readback = Readback(admitted.identity, end.place, self._tools, self._line)
         self._writing = _Writing(gate, facts, committer, readback, end.epoch)
+        failpoint("welcome_after_claim_before_sent")
         self._line.write(pack(_welcome(begin, end)))
         self._tools.log.info(
             "session_began",
@@ -280,6 +283,7 @@ class Session:
     def on_frame(self, frame: ReceivedFrame) -> None:
         """A frame is complete."""
         assert self._writing is not None
+        failpoint("frame_after_received_before_added")
         self._writing.committer.add(frame)
         self._untold_bytes += frame.length
         if self._untold_bytes >= _RECEIVED_EVERY_BYTES:
@@ -309,6 +313,7 @@ class Session:
             self._line.resume()
 
     def _on_stored(self, info: SegmentInfo) -> None:
+        failpoint("stored_after_commit_before_told")
         self._line.write(
             pack(
                 Stored(
@@ -326,7 +331,9 @@ def _claim(chain: ChainWriter, admitted: Admitted, hint: int) -> tuple[Begin, Se
     """In a thread: look at the chain, decide, claim, and decide again on what was found then."""
     key = chain.find_key(admitted.generation, admitted.key_object)
     decide_begin(admitted, chain.find_end(hint), key)
+    failpoint("end_after_found_before_claim")
     end = chain.claim()
+    failpoint("claim_after_made_before_decided")
     if key is not StoredKey.SAME:
         key = chain.find_key(admitted.generation, admitted.key_object)
     return decide_begin(admitted, end, key), end

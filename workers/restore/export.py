@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from host_agent.wire.crc import crc32c
+from host_agent.wire.failpoints import failpoint
 from workers.journal.mapfile import PointMap
 from workers.journal.pitmap import get_map
 from workers.journal.points import Point
@@ -92,15 +93,21 @@ def export(journal: Journal, point: Point, options: ExportOptions) -> Exported:
     found = get_map(journal, point, options.cache)
     images = [RawImage(options.output, disk.name, disk.size) for disk in found.disks]
     try:
+        failpoint("export_after_map_before_images")
         _prepare(images, options)
+        failpoint("export_after_images_before_data")
         progress.start("write", sum(disk.data_bytes for disk in found.disks), "bytes")
         _Writer(journal, found, images, progress).run()
         progress.start("verify", sum(image.size for image in images), "bytes")
         for image in images:
+            failpoint("export_after_data_before_sync")
             image.sync()
+            failpoint("export_after_sync_before_verify")
             image.verify(progress.advance, digest=options.digest)
+        failpoint("export_after_verify_before_publish")
         for image in images:
             image.publish()
+        failpoint("export_after_publish_before_told")
     finally:
         for image in images:
             image.close()
@@ -155,6 +162,7 @@ class _Writer:
             buffers = [data[at[i] : stop[i]] for i in range(low, high)]
             length = ends[high - 1] - start[low]
             self._images[disk[low]].write(start[low], buffers, length)
+            failpoint("export_after_piece_before_next")
         self._progress.advance(int(piece["length"].sum(dtype=np.uint64)))
 
     def _add_crcs(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from host_agent.wire.crc import crc32c_extend
+from host_agent.wire.failpoints import failpoint
 from host_agent.wire.limits import MIB
 from workers.restore.errors import VerifyFailed, target_error
 from workers.restore.imagecrc import ImageCrc, after_zeroes
@@ -131,6 +132,7 @@ class RawImage:
         """Give the verified file its name, durably."""
         try:
             self._partial.replace(self.path)
+            failpoint("export_after_named_before_synced")
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from host_agent.wire.failpoints import failpoint
 from workers.journal.pitmap import get_map
 from workers.journal.points import Point
 from workers.journal.reader import Journal
@@ -104,6 +105,7 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
         found = get_map(journal, point, options.cache)
         stack.callback(found.close)
         _claim_folder(options.socket_dir, scratch)
+        failpoint("serve_after_folder_before_tap")
         stack.callback(_clear, options.socket_dir)
         tap = stack.enter_context(TapProcess(options.socket_dir))
         assert tap.control is not None
@@ -123,6 +125,7 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
             group_socket = str(answer["stream_socket"])
         if not disks:
             raise TapFailed("The stream has no disks at that moment.")
+        failpoint("serve_after_disks_before_provider")
         provider = Provider(journal, found, Path(group_socket))
         stack.callback(provider.close)
         stream = f"{journal.identity.group}/{journal.identity.host}"
@@ -130,6 +133,7 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
         served.ended = ended
         if options.fill:
             provider.fill_behind()
+        failpoint("serve_after_provider_before_told")
         yield served
 
 

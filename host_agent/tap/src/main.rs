@@ -4,6 +4,7 @@
 
 mod clock;
 mod coarse;
+mod crash;
 mod disk;
 mod engine;
 mod error;
@@ -150,6 +151,9 @@ fn ring_folder(options: &Options, state: &std::path::Path) -> PathBuf {
 fn run(options: &Options) -> io::Result<bool> {
     sys::set_private_umask();
     sys::raise_descriptor_limit();
+    if options.has_failpoints {
+        crash::arm();
+    }
     let signals = sys::stop_signals()?;
     let (run, state) = (make_folder(&options.run)?, make_folder(&options.state)?);
     let _lock = host::lock_state(&state).map_err(|e| {

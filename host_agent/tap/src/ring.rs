@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::crash;
 use crate::record::{encode_entry, Place, Record, ENTRY_BYTES};
 use crate::sys::files::{self, Space};
 use crate::sys::{AlignedBuf, Map};
@@ -360,6 +361,7 @@ impl Ring {
             self.move_draft();
             crc = crc32c::crc32c(payload);
             self.map.write(self.payload_place(start), payload);
+            crash::point("ring_after_payload_before_entry");
         }
         Ok(self.enter(record, (start, length, crc), time))
     }
@@ -376,9 +378,11 @@ impl Ring {
         let place = Place { seq, time, payload: start, lap };
         let entry = encode_entry(record, &place, length as u32, crc);
         self.map.write(self.slot(seq), &entry);
+        crash::point("ring_after_entry_before_head");
         self.at.head = seq;
         self.at.payload_head = start + length;
         self.map.store(136, self.at.payload_head);
+        crash::point("ring_after_payload_head_before_head");
         self.map.store(128, seq);
         seq
     }
@@ -483,6 +487,7 @@ impl Ring {
             self.at.payload_freed = end;
             self.at.freed = seq;
         }
+        crash::point("free_after_check_before_stored");
         if anchor > self.at.anchor {
             self.at.anchor = anchor;
             self.at.anchor_hash = hash;

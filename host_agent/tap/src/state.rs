@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::crash;
 use crate::disk::{Cache, Fingerprint};
 use crate::recovered::sync_folder_of;
 
@@ -104,7 +105,9 @@ impl StateDir {
         let mut file = options.open(&fresh)?;
         file.write_all(&serde_json::to_vec(state)?)?;
         file.sync_all()?;
+        crash::point("state_after_written_before_named");
         std::fs::rename(&fresh, &path)?;
+        crash::point("state_after_named_before_synced");
         sync_folder_of(&path)
     }
 

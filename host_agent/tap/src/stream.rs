@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use serde_json::{json, Value};
 
+use crate::crash;
 use crate::error::TapError;
 use crate::rangeset::{align, RangeSet};
 use crate::record::{Op, Record, BODY_BYTES_MAX, FLAG_MORE, FLAG_TAIL, PIECE_BYTES};
@@ -404,6 +405,7 @@ impl Stream {
     fn drop_to_dirty(&mut self, disk: u16, offset: u64, length: u64) {
         self.counters.dropped += 1;
         self.mark_to_read(disk, offset..offset + length);
+        crash::point("overflow_after_mark_before_fall");
         self.fall(Cause::RingFull);
     }
 
@@ -451,6 +453,7 @@ impl Stream {
             self.fall(Cause::RingFull);
             return false;
         };
+        crash::point("begin_after_record_before_state");
         self.state = State::Syncing;
         self.begin_seq = seq;
         self.epoch += 1;
@@ -541,6 +544,7 @@ impl Stream {
         if self.ring.append_kept(&Record::about(Op::End), body.as_bytes(), time).is_err() {
             return false;
         }
+        crash::point("end_after_record_before_state");
         self.state = State::Recording;
         self.epoch += 1;
         self.show_mood(false);

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::clock::Clock;
 use crate::coarse::CoarseMap;
+use crate::crash;
 use crate::disk::{self, DiskFile, IoMode};
 use crate::engine::Engine;
 use crate::failpoint::Failpoints;
@@ -350,15 +351,18 @@ impl Core {
             stream.ring.take_draft(owner);
             return Some(self.refused(&request, code));
         }
+        crash::point("draft_after_disk_before_record");
         disk.unflushed.mark(&range);
         disk.stats.written(bytes.len() as u64);
         let flags = if request.is_fua() { RECORD_FUA } else { 0 };
         stream.write_draft(disk.number, range, flags, self.clock.wall_ns);
+        crash::point("draft_after_record_before_answer");
         self.withhold_if_held(request, Answer::Ok)
     }
 
     /// The disk accepted a write: it is recorded before anybody hears of it.
     pub fn wrote(&mut self, request: &Request, bytes: &[u8]) {
+        crash::point("write_after_disk_before_record");
         let Some(disk) = self.disks.get_mut(request.disk) else { return };
         let range = request.range();
         disk.unflushed.mark(&range);
@@ -370,11 +374,13 @@ impl Core {
         if let Some(stream) = &mut self.stream {
             let flags = if request.is_fua() { RECORD_FUA } else { 0 };
             stream.write(disk.number, request.header.offset, bytes, flags, self.clock.wall_ns);
+            crash::point("write_after_record_before_answer");
         }
     }
 
     /// The disk accepted zeroes, a trim or a flush.
     pub fn noted(&mut self, request: &Request, op: RecordOp) {
+        crash::point("note_after_disk_before_record");
         let Some(disk) = self.disks.get_mut(request.disk) else { return };
         let range = request.range();
         disk.unflushed.mark(&range);
@@ -391,16 +397,19 @@ impl Core {
             let flags = if request.is_fua() { RECORD_FUA } else { 0 };
             let (offset, length) = (request.header.offset, request.header.length);
             stream.note(op, disk.number, offset, length, flags, self.clock.wall_ns);
+            crash::point("note_after_record_before_answer");
         }
     }
 
     /// The disk refused: the guest hears it, and the range may be anything now.
     pub fn refused(&mut self, request: &Request, code: i32) -> Answer {
+        crash::point("error_after_refusal_before_mark");
         if let Some(disk) = self.disks.get_mut(request.disk) {
             disk.stats.errors += 1;
             let is_change = request.header.is_recorded();
             if let (true, Some(stream)) = (is_change, &mut self.stream) {
                 stream.disk_differs(disk.number, request.range(), Cause::DiskError);
+                crash::point("error_after_mark_before_answer");
             }
         }
         Answer::Error(Errno::from_system(code))

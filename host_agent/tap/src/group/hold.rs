@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::crash;
 use crate::error::TapError;
 use crate::record::Op as RecordOp;
 
@@ -77,6 +78,7 @@ impl Core {
             return Err(TapError::bad_request("recovered disks cannot be held"));
         };
         let placed = stream.say(RecordOp::Mark, body, self.clock.wall_ns)?;
+        crash::point("hold_after_marker_before_armed");
         let began_ns = self.clock.elapsed_ns();
         let deadline_ns = began_ns + limit_ms * 1_000_000;
         self.holds.now = Some(Hold { checkpoint: checkpoint.to_owned(), began_ns, deadline_ns });
@@ -117,6 +119,7 @@ impl Core {
         self.holds.by_timer += u64::from(by_timer);
         self.holds.longest_us = self.holds.longest_us.max(held_us);
         self.holds.last = Some(Ended { checkpoint: hold.checkpoint, by_timer, held_us });
+        crash::point("hold_after_end_before_answers");
         self.replies.append(&mut self.holds.withheld);
         for (_, disk) in self.disks.iter_mut() {
             disk.flight.let_go(&mut self.ready);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::core::{Core, Disk};
+use crate::crash;
 use crate::disk::{self, DiskFile, Fingerprint};
 use crate::engine::{Choice, Engine};
 use crate::error::TapError;
@@ -82,7 +83,9 @@ pub fn open(
             (Some(stream), clean)
         }
     };
+    crash::point("group_after_ring_before_state");
     places.state.save(state).map_err(|e| failed("the state directory", &e))?;
+    crash::point("group_after_state_before_disks");
     Ok((Core::new(&state.group, engine, stream), clean))
 }
 

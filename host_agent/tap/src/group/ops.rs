@@ -1,6 +1,7 @@
 //! Operations: requests that wait for a device or for each other. Data is recorded when the disk
 //! accepted it, before its range is free for the next and before the guest hears of it.
 
+use crate::crash;
 use crate::disk::IoMode;
 use crate::engine::{Completion, Io, IoKind};
 use crate::failpoint::{Effect, Target};
@@ -478,6 +479,7 @@ impl Core {
         }
         self.ops.remove(id);
         disk.flush.is_running = false;
+        crash::point("flush_after_sync_before_record");
         let requests = std::mem::take(&mut disk.flush.running);
         let covered = disk.flush.covered.take();
         match code {
@@ -517,6 +519,7 @@ impl Core {
     /// flush must be read again, and no later flush of this disk can be trusted.
     fn flush_failed(&mut self, slot: usize, covered: Option<&crate::coarse::CoarseMap>) {
         let Some(disk) = self.disks.get_mut(slot) else { return };
+        crash::point("flush_after_failure_before_mark");
         disk.flush.has_failed = true;
         disk.stats.errors += 1;
         let mut lost = crate::rangeset::RangeSet::new();

@@ -12,6 +12,7 @@ use super::delta;
 use super::open::{add_disk, random_name};
 use super::run::Group;
 use super::verbs::{self, Fields};
+use crate::crash;
 use crate::disk::{DiskFile, Fingerprint};
 use crate::error::TapError;
 use crate::nbd::conn::End;
@@ -223,7 +224,9 @@ impl Group {
             .state
             .save(&self.state)
             .map_err(|e| TapError::system("the state directory", &e))?;
+        crash::point("stop_after_state_before_ring");
         stream.leave_clean();
+        crash::point("stop_after_ring_before_end");
         Ok(())
     }
 
@@ -387,6 +390,7 @@ impl Group {
         let name = random_name().map_err(|e| TapError::system("random bytes", &e))?;
         self.state.generation = Some(hex(&name));
         self.save()?;
+        crash::point("generation_after_state_before_ring");
         verbs::restart(&mut self.core, cause, name, predecessor)
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{json, Value};
 
+use crate::crash;
 use crate::disk::{self, IoMode};
 use crate::inflight::OpId;
 use crate::stream::{Cause, State};
@@ -265,6 +266,7 @@ impl Core {
         if code.is_some() {
             return stream.note_unreadable(number, op.offset..end);
         }
+        crash::point("sync_after_read_before_record");
         let Some(buffer) = &op.buffer else { return };
         let now = self.clock.wall_ns;
         let mut records = 0;
