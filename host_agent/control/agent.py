@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from host_agent import __version__
@@ -25,6 +27,7 @@ from host_agent.control.config import (
 )
 from host_agent.control.errors import BadRequest, CheckpointNotStored, NotProtected, UnknownGroup
 from host_agent.control.means import RealClock, RealRandom, ThreadOffload
+from host_agent.control.mirrors import HostMirrors, add_to_status, sockets_of
 from host_agent.control.state_dir import KeyStore, StateDir, load_group_key
 from host_agent.control.tap_client import Fields
 from host_agent.control.taps import TapDoor, TapHost
@@ -87,6 +90,7 @@ class Agent:
         self.tap = TapHost(config.tap)
         self.started_at = time.time()
         self._state = state
+        self.mirrors = HostMirrors(self.tap, state)
         self._offload = ThreadOffload()
         self._means = Means(RealClock(), RealRandom(), self._offload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -140,6 +144,8 @@ class Agent:
                 self._spawn(self._keep_running(f"{name} ({copy})", stream), f"{name}/{copy}")
             if group.drain is not None:
                 self._spawn(group.drain.run(), f"{name}/drain")
+        for group in self.groups.values():
+            self.mirrors.start(group)
         self._spawn(self._narrate(), "narrate")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -147,6 +153,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Say goodbye to ingest and end. What is not stored stays in the rings."""
+        await self.mirrors.stop()
         streams = [one for group in self.groups.values() for one in group.copies.values()]
         await asyncio.gather(*(stream.end(_FINISH_SECONDS) for stream in streams))
         for task in self._tasks:
@@ -190,6 +197,7 @@ class Agent:
             "attach": self._attach,
             "detach": self._detach,
             "checkpoint": self._checkpoint,
+            "discover": self._discover,
             "pause": partial(self._set_paused, True),
             "resume": partial(self._set_paused, False),
             "resync": self._resync,
@@ -220,6 +228,8 @@ class Agent:
         except HoldfastError as error:
             tap = error.as_dict()
         groups = [await status.describe(group, tap, self._means) for group in self.groups.values()]
+        for described in groups:
+            add_to_status(described, self.mirrors.describe(described["group"]))
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -234,6 +244,9 @@ class Agent:
     async def _attach(self, request: Fields) -> Fields:
         group = self._group(request)
         disk, path = str(request.get("disk")), str(request.get("path"))
+        if "qmp" in request:
+            qmp, node = Path(str(request["qmp"])), str(request.get("node"))
+            return await self.mirrors.attach(group, disk, qmp, node)
         cache = str(request.get("cache", "auto"))
         answer = await self.tap.attach(group.config, disk, path, cache)
         group.nudge()
@@ -243,9 +256,19 @@ class Agent:
         group = self._group(request)
         group.door.forget()
         disk, force = str(request.get("disk")), bool(request.get("force", False))
-        await self.tap.detach(group.config.name, disk, force=force)
+        if self.mirrors.has(group.config.name, disk):
+            await self.mirrors.detach(group.config.name, disk, force=force)
+        else:
+            await self.tap.detach(group.config.name, disk, force=force)
         group.nudge()
         return {"group": group.config.name, "disk": disk}
+
+    async def _discover(self, request: Fields) -> Fields:
+        sockets, uris = sockets_of(request)
+        tap: Fields = {}
+        with contextlib.suppress(HoldfastError):
+            tap = await self.tap.status()
+        return await self.mirrors.discover(sockets, uris, tap)
 
     async def _checkpoint(self, request: Fields) -> Fields:
         group = self._group(request)

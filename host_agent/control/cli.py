@@ -12,6 +12,7 @@ from typing import Any
 
 from host_agent import __version__
 from host_agent.control import client, render
+from host_agent.control.errors import BadConfig
 from host_agent.wire.errors import HoldfastError
 
 _WATCH_SECONDS = 1.0
@@ -65,7 +66,10 @@ def _add_disk_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
     attach = verbs.add_parser("attach", parents=[answers], help="protect a disk")
     attach.add_argument("group", metavar="GROUP")
     attach.add_argument("name", metavar="NAME", help="the disk's name in the group")
-    attach.add_argument("--disk", metavar="PATH", required=True, help="raw file or block device")
+    source = attach.add_mutually_exclusive_group(required=True)
+    source.add_argument("--disk", metavar="PATH", help="raw file or block device")
+    source.add_argument("--qmp", metavar="SOCKET", help="QMP socket of the running machine")
+    attach.add_argument("--node", metavar="NODE", help="with --qmp: the disk's node in QEMU")
     attach.add_argument(
         "--cache",
         choices=("auto", "none", "writeback"),
@@ -73,6 +77,12 @@ def _add_disk_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
         help="none: past the host's page cache; auto: that for block devices",
     )
     attach.set_defaults(run=_attach)
+    discover = verbs.add_parser(
+        "discover", parents=[answers], help="the machines of this host and their disks"
+    )
+    discover.add_argument("--qmp", metavar="SOCKET", action="append", default=[])
+    discover.add_argument("--libvirt", metavar="URI", action="append", default=[])
+    discover.set_defaults(run=_discover)
     detach = verbs.add_parser("detach", parents=[answers], help="stop protecting a disk")
     detach.add_argument("group", metavar="GROUP")
     detach.add_argument("name", metavar="NAME")
@@ -129,6 +139,12 @@ def _show(given: argparse.Namespace, answer: dict[str, Any], text: str) -> int:
 
 
 def _attach(given: argparse.Namespace) -> int:
+    if (given.qmp is None) != (given.node is None):
+        raise BadConfig(
+            "--qmp and --node belong together.", hint="holdfast-agent discover names both."
+        )
+    if given.qmp is not None:
+        return _attach_mirror(given)
     path = str(Path(given.disk).absolute())
     answer = _ask(
         given,
@@ -141,6 +157,19 @@ def _attach(given: argparse.Namespace) -> int:
         },
     )
     return _show(given, answer, render.attach(answer))
+
+
+def _attach_mirror(given: argparse.Namespace) -> int:
+    where = {"qmp": str(Path(given.qmp).absolute()), "node": given.node}
+    answer = _ask(given, {"do": "attach", "group": given.group, "disk": given.name, **where})
+    return _show(given, answer, render.attach_mirror(answer))
+
+
+def _discover(given: argparse.Namespace) -> int:
+    sockets = [str(Path(one).absolute()) for one in given.qmp]
+    answer = _ask(given, {"do": "discover", "qmp": sockets, "libvirt": given.libvirt})
+    _show(given, answer, render.discover(answer))
+    return 1 if answer["failed"] else 0
 
 
 def _detach(given: argparse.Namespace) -> int:

@@ -35,6 +35,12 @@ class NotProtected(HoldfastError):
     code = "not_protected"
 
 
+class DiskNameTaken(HoldfastError):
+    """Another disk of the group has this name."""
+
+    code = "disk_name_taken"
+
+
 class BadRequest(HoldfastError):
     """A command that the agent does not understand."""
 

@@ -67,6 +67,7 @@ def _group(group: Fields) -> list[str]:
         ("ingest", _ingest(group["ingest"])),
         *_disks(group),
         ("alert", _trouble(group["alert"])),
+        *_mirrors(group.get("mirrors", [])),
         ("last failure", _trouble(group["failure"])),
     ]
     state = group["state"] + (f" ({group['cause']})" if group["cause"] else "")
@@ -135,6 +136,17 @@ def _disks(group: Fields) -> list[tuple[str, str]]:
     return rows
 
 
+def _mirrors(mirrors: list[Fields]) -> list[tuple[str, str]]:
+    rows = []
+    for mirror in mirrors:
+        text = f"{mirror['health']}: {mirror['why']}"
+        job = mirror["job"]
+        if job and mirror["health"] == "syncing" and job["total_bytes"]:
+            text += f" ({size(job['done_bytes'])} of {size(job['total_bytes'])})"
+        rows.append((f"mirror {mirror['disk']}", f"{text}; node {mirror['node']}, {mirror['qmp']}"))
+    return rows
+
+
 def _trouble(error: Fields | None) -> str:
     if not error:
         return ""
@@ -163,6 +175,47 @@ def attach(answer: Fields) -> str:
             *(f"  {line}" for line in _libvirt(export, socket)),
         ]
     )
+
+
+def attach_mirror(answer: Fields) -> str:
+    """What begins now, and what the machine cannot do meanwhile."""
+    mirror = answer["mirror"]
+    return "\n".join(
+        [
+            f"Disk {answer['disk']} of group {answer['group']}, {size(answer['size'])}: "
+            f"a mirror of node {mirror['node']} of the running machine.",
+            f"Now {mirror['health']}: {mirror['why']}.",
+            "",
+            "Until it is detached QEMU refuses:",
+            *(f"  - {what}" for what in answer["refused_meanwhile"]),
+            "",
+            "At the machine's next start, serve its disk from the tap instead "
+            "(attach --disk): that costs less and refuses nothing.",
+        ]
+    )
+
+
+def discover(answer: Fields) -> str:
+    """Machines, their disks, and what protects them."""
+    lines = []
+    for machine in answer["machines"]:
+        who = machine["name"] or machine["uuid"] or "unnamed"
+        uuid = f", {machine['uuid']}" if machine["name"] and machine["uuid"] else ""
+        lines.append(f"{who}{uuid}: {machine['state']} ({machine['source']})")
+        lines += [f"  {_found(disk)}" for disk in machine["disks"]]
+    for failed in answer["failed"]:
+        lines.append(f"{failed['source']}: {failed['message']} {failed['hint']}".rstrip())
+    return "\n".join(lines) or "No machine: name a QMP socket (--qmp) or libvirt (--libvirt)."
+
+
+def _found(disk: Fields) -> str:
+    name = disk["node"] or disk["target"] or "-"
+    target = f" ({disk['target']})" if disk["target"] and disk["node"] else ""
+    text = f"{name}{target}: {size(disk['size'])}, {disk['format']}, {disk['path'] or 'no file'}"
+    by = disk["protected"]
+    if by is None:
+        return f"{text}; not protected"
+    return f"{text}; disk {by['disk']} of group {by['group']} ({by['mode']}, {by['health']})"
 
 
 def _libvirt(export: str, socket: str) -> list[str]:

@@ -74,6 +74,24 @@ class TapHost:
                 hold_ms_max=group.hold_ms_max,
             )
 
+    def nbd_socket(self, group: str) -> Path:
+        """Where a group's clients connect, as the tap names it."""
+        return self._config.run_dir.resolve() / f"{group}.nbd"
+
+    async def attach_mirror(self, group: GroupConfig, disk: str, size: int) -> Fields:
+        """Serve a disk that QEMU keeps and mirrors here; answers as `attach` does."""
+        async with self.channel() as channel:
+            return await channel.call(
+                "attach",
+                seconds=_ATTACH_SECONDS,
+                group=group.name,
+                disk=disk,
+                mode="mirror",
+                size=size,
+                ring_bytes=group.ring_bytes,
+                hold_ms_max=group.hold_ms_max,
+            )
+
     async def detach(self, group: str, disk: str, *, force: bool) -> None:
         """Detach a disk; refused while a client is connected unless forced."""
         async with self.channel() as channel:

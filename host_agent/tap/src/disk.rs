@@ -38,6 +38,8 @@ pub enum IoMode {
     Cached,
     /// Past the page cache: everything through the engine.
     Direct,
+    /// Kept by QEMU, which mirrors it here: nothing is stored.
+    Mirror,
 }
 
 impl IoMode {
@@ -47,6 +49,7 @@ impl IoMode {
             IoMode::Memory => "memory",
             IoMode::Cached => "cached",
             IoMode::Direct => "direct",
+            IoMode::Mirror => "mirror",
         }
     }
 }
@@ -98,6 +101,14 @@ pub fn open(path: &Path, cache: Cache, is_new: bool) -> Result<DiskFile, OpenErr
     check_size(path, &disk)?;
     take_locks(path, &disk.file)?;
     Ok(disk)
+}
+
+/// What stands for the file of a disk that QEMU keeps.
+pub fn open_mirror() -> Result<DiskFile, TapError> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let file = file.map_err(|e| TapError::system("/dev/null", &e))?;
+    let (file, mode) = (Arc::new(file), IoMode::Mirror);
+    Ok(DiskFile { file, mode, block_bytes: SECTOR as u32, is_device: false })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

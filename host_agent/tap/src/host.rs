@@ -153,13 +153,7 @@ impl Host {
         let (group, name) = (verbs::text(fields, "group")?, verbs::text(fields, "disk")?);
         names::check("group", group)?;
         names::check("disk", name)?;
-        let wanted = DiskState {
-            name: name.to_owned(),
-            number: 0,
-            path: PathBuf::from(verbs::text(fields, "path")?),
-            cache: cache_of(fields)?,
-            size: 0,
-        };
+        let wanted = wanted_disk(name, fields)?;
         let ring_bytes = verbs::number_or(fields, "ring_bytes", RING_BYTES)?;
         if !(RING_BYTES_MIN..=RING_BYTES_MAX).contains(&ring_bytes) {
             return Err(TapError::bad_request(format!(
@@ -194,6 +188,7 @@ impl Host {
             path: PathBuf::from(verbs::text(fields, "path")?),
             cache: Cache::Writeback,
             size,
+            is_mirror: false,
         };
         if let Some(answer) = self.already(group, &wanted, Role::Recovered)? {
             return Ok(answer);
@@ -341,12 +336,35 @@ fn cache_of(fields: &Fields) -> Result<Cache, TapError> {
     }
 }
 
+/// The disk that `attach` describes.
+fn wanted_disk(name: &str, fields: &Fields) -> Result<DiskState, TapError> {
+    let (name, cache) = (name.to_owned(), cache_of(fields)?);
+    match fields.get("mode").and_then(Value::as_str) {
+        None | Some("disk") => {
+            let path = PathBuf::from(verbs::text(fields, "path")?);
+            Ok(DiskState { name, number: 0, path, cache, size: 0, is_mirror: false })
+        }
+        Some("mirror") => {
+            let size = verbs::number(fields, "size")?;
+            if size == 0 || size % disk::SECTOR != 0 || size > disk::DISK_BYTES_MAX {
+                return Err(TapError::bad_request(format!("a disk cannot have {size} bytes")));
+            }
+            let path = PathBuf::new();
+            Ok(DiskState { name, number: 0, path, cache, size, is_mirror: true })
+        }
+        Some(other) => Err(TapError::bad_request(format!("{other:?} is no mode of a disk"))),
+    }
+}
+
 fn open_patiently(
     disk: &DiskState,
     role: Role,
     is_new: bool,
     patience: Duration,
 ) -> Result<DiskFile, TapError> {
+    if disk.is_mirror {
+        return disk::open_mirror();
+    }
     let until = Instant::now() + patience;
     loop {
         let cache = if role == Role::Recovered { Cache::Writeback } else { disk.cache };

@@ -13,6 +13,7 @@ mod group;
 mod hist;
 mod host;
 mod inflight;
+mod mirrors;
 mod names;
 mod nbd;
 mod pool;

@@ -33,8 +33,11 @@ pub struct DiskState {
     pub path: PathBuf,
     /// How its page cache is used.
     pub cache: Cache,
-    /// Bytes; only for recovered disks, which say how large they are to be.
+    /// Bytes; only for recovered and mirrored disks, which say how large they are to be.
     pub size: u64,
+    /// QEMU keeps it and mirrors it here; then it has no path.
+    #[serde(default)]
+    pub is_mirror: bool,
 }
 
 /// How an orderly stop left a stream.

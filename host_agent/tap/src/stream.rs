@@ -10,6 +10,7 @@ use serde_json::{json, Value};
 
 use crate::crash;
 use crate::error::TapError;
+use crate::mirrors::Mirrors;
 use crate::rangeset::{align, RangeSet};
 use crate::record::{Op, Record, BODY_BYTES_MAX, FLAG_MORE, FLAG_TAIL, PIECE_BYTES};
 use crate::ring::{Generation, Mood, Ring};
@@ -74,11 +75,13 @@ pub enum Cause {
     JournalDiffers,
     /// Somebody asked for it.
     Forced,
+    /// The mirror of a running machine ended, or nobody confirms it.
+    MirrorLost,
 }
 
 impl Cause {
     /// All of them, in the order of the formats.
-    pub const ALL: [Cause; 10] = [
+    pub const ALL: [Cause; 11] = [
         Cause::FirstStart,
         Cause::RingLost,
         Cause::UncleanStop,
@@ -89,6 +92,7 @@ impl Cause {
         Cause::AgentAway,
         Cause::JournalDiffers,
         Cause::Forced,
+        Cause::MirrorLost,
     ];
 
     /// Its word.
@@ -104,6 +108,7 @@ impl Cause {
             Cause::AgentAway => "agent_away",
             Cause::JournalDiffers => "journal_differs",
             Cause::Forced => "forced",
+            Cause::MirrorLost => "mirror_lost",
         }
     }
 
@@ -148,6 +153,8 @@ pub struct Stream {
     pub ring: Ring,
     /// Counts.
     pub counters: Counters,
+    /// Disks that QEMU mirrors here.
+    pub mirrors: Mirrors,
     state: State,
     cause: Cause,
     /// The newest position that is consistent; meant where a BEGIN needs it.
@@ -170,6 +177,7 @@ impl Stream {
         let mut stream = Stream {
             ring,
             counters: Counters::default(),
+            mirrors: Mirrors::default(),
             state: State::Dirty,
             cause,
             last_good: 0,
@@ -279,6 +287,7 @@ impl Stream {
     /// A disk leaves.
     pub fn remove_disk(&mut self, number: u16, now: u64) {
         let Some(member) = self.members.remove(&number) else { return };
+        self.mirrors.remove(number);
         self.unreadable.retain(|(disk, _, _)| *disk != number);
         if self.state == State::Dirty {
             return;
@@ -288,14 +297,6 @@ impl Stream {
         let record = Record::about(Op::Detach);
         if self.ring.append_kept(&record, body.as_bytes(), time).is_err() {
             self.fall(Cause::RingFull);
-        }
-    }
-
-    /// What is to be read of a disk comes from an earlier run.
-    pub fn set_to_read(&mut self, number: u16, ranges: impl Iterator<Item = Range<u64>>) {
-        let Some(member) = self.members.get_mut(&number) else { return };
-        for range in ranges {
-            member.to_read.insert(range.start..range.end.min(member.size));
         }
     }
 
@@ -320,6 +321,10 @@ impl Stream {
 
     /// Marks a range to be read (again).
     pub fn mark_to_read(&mut self, disk: u16, range: Range<u64>) {
+        if self.mirrors.has(disk) {
+            // QEMU keeps what is missing of it.
+            return;
+        }
         let is_late = self.state == State::Syncing;
         let Some(member) = self.members.get_mut(&disk) else { return };
         if is_late {
@@ -330,15 +335,6 @@ impl Stream {
         if member.to_read.count() > DIRTY_RANGES_MAX {
             let half = DIRTY_RANGES_MAX / 2;
             member.grain = member.to_read.coarsen(member.grain, member.size, half);
-        }
-    }
-
-    /// Takes a mark away because a read of the range begins.
-    pub fn take_to_read(&mut self, disk: u16, range: Range<u64>) {
-        let Some(member) = self.members.get_mut(&disk) else { return };
-        member.to_read.remove(range);
-        if member.to_read.is_empty() {
-            member.grain = DIRTY_GRAIN;
         }
     }
 
@@ -476,14 +472,6 @@ impl Stream {
         self.members.iter().map(tell).collect()
     }
 
-    /// The next range to be read, at most `length_max` bytes.
-    pub fn next_to_read(&self, length_max: u64) -> Option<(u16, Range<u64>)> {
-        self.members.iter().find_map(|(number, member)| {
-            let range = member.to_read.next_covered(0)?;
-            Some((*number, range.start..range.end.min(range.start + length_max)))
-        })
-    }
-
     /// Data that a sync read; `before`: the position before the read began. Returns whether there
     /// was room.
     pub fn sync_data(
@@ -537,6 +525,9 @@ impl Stream {
 
     /// Ends the interval: this position is consistent. Returns whether there was room.
     pub fn end(&mut self, now: u64) -> bool {
+        if self.mirrors.is_any_open() {
+            return false;
+        }
         let unreadable: Vec<Value> =
             self.unreadable.iter().map(|(disk, at, length)| json!([disk, at, length])).collect();
         let body = json!({ "bytes": self.read, "unreadable": unreadable }).to_string();

@@ -205,6 +205,8 @@ pub struct Core {
     pub serial: u64,
     /// Operations that a panic dropped: their connections end.
     pub broken: Vec<Request>,
+    /// Mirrored disks (slots) of which a write was refused: their connections end.
+    pub cut: Vec<usize>,
 }
 
 impl Core {
@@ -228,6 +230,7 @@ impl Core {
             retries: Vec::new(),
             serial: 0,
             broken: Vec::new(),
+            cut: Vec::new(),
         }
     }
 
@@ -238,6 +241,10 @@ impl Core {
         let Some(disk) = self.disks.get(request.disk) else {
             return Some(Answer::Error(Errno::Shutdown));
         };
+        if disk.io.mode == IoMode::Mirror {
+            let answer = self.mirror_request(&request, data)?;
+            return self.withhold_if_held(request, answer);
+        }
         if matches!(request.header.command, Command::Cache | Command::BlockStatus) {
             if disk.flight.must_wait(&range, false) {
                 self.retries.push(request);

@@ -94,7 +94,9 @@ fn ranges(fields: &Fields) -> Result<Vec<(u64, u64)>, TapError> {
 /// A descriptor of a disk that can only read, driven as the tap drives the disk.
 pub fn look(core: &Core, fields: &Fields) -> Result<(Value, Option<OwnedFd>), TapError> {
     let at = slot(core, fields)?;
-    let Some(disk) = core.disks.get(at).filter(|_| core.stream.is_some()) else {
+    let Some(disk) =
+        core.disks.get(at).filter(|disk| core.stream.is_some() && disk.io.mode != IoMode::Mirror)
+    else {
         return Err(TapError::bad_request("only protected disks are looked at"));
     };
     let mut options = OpenOptions::new();

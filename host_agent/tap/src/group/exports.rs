@@ -1,6 +1,6 @@
 //! The group's disks as the handshake sees them; a resized disk is followed here.
 
-use crate::disk;
+use crate::disk::{self, IoMode};
 use crate::nbd::handshake::Exports;
 use crate::nbd::Export;
 use crate::rangeset::align;
@@ -27,7 +27,7 @@ impl Core {
     /// Clients learn a new size at their connect, and so does the stream.
     fn follow_size(&mut self, slot: usize) {
         let Some(disk) = self.disks.get_mut(slot) else { return };
-        if disk.recovered.is_some() {
+        if disk.recovered.is_some() || disk.io.mode == IoMode::Mirror {
             return;
         }
         let Ok(size) = disk::size_of(&disk.io.file) else { return };

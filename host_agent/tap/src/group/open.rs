@@ -130,7 +130,10 @@ pub fn add_disk(
     left: Option<&CleanState>,
 ) -> Result<u64, TapError> {
     let shown = wanted.path.display().to_string();
-    let size = disk::size_of(&file.file).map_err(|e| failed(&shown, &e))?;
+    let size = match wanted.is_mirror {
+        true => wanted.size,
+        false => disk::size_of(&file.file).map_err(|e| failed(&shown, &e))?,
+    };
     let fingerprint = Fingerprint::of(&file).map_err(|e| failed(&shown, &e))?;
     let mut disk = Disk::new(&wanted.name, wanted.number, file, size);
     if core.stream.is_none() {
@@ -142,6 +145,9 @@ pub fn add_disk(
     let now = core.clock.wall_ns;
     core.disks.insert(disk);
     let Some(stream) = &mut core.stream else { return Ok(size) };
+    if wanted.is_mirror {
+        stream.mirrors.add(wanted.number);
+    }
     let Some(left) = left else {
         stream.add_disk(wanted.number, &wanted.name, size, false, now);
         return Ok(size);
@@ -149,7 +155,10 @@ pub fn add_disk(
     stream.add_disk(wanted.number, &wanted.name, size, true, now);
     let ranges = left.to_read.get(&wanted.number).into_iter().flatten();
     stream.set_to_read(wanted.number, ranges.map(|(start, end)| *start..*end));
-    if left.disks.get(&wanted.number) != Some(&fingerprint) {
+    if wanted.is_mirror {
+        // What QEMU wrote meanwhile it has kept in mind, and brings again.
+        stream.fall(Cause::MirrorLost);
+    } else if left.disks.get(&wanted.number) != Some(&fingerprint) {
         // Somebody changed it while nobody looked.
         stream.disk_differs(wanted.number, 0..size, Cause::DiskChanged);
     }

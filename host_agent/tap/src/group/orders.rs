@@ -282,6 +282,7 @@ impl Group {
             "sync" => return self.begin_sync(slot, id, fields).map(|()| None),
             "hold" => verbs::hold(&mut self.core, fields, self.state.hold_ms_max)?,
             "new_generation" => self.new_generation(fields)?,
+            "mirror" => self.mirror(slot, fields)?,
             "failpoint" if self.places.has_failpoints => verbs::failpoint(&mut self.core, fields)?,
             "failpoint" => {
                 return Err(TapError::new(

@@ -64,6 +64,7 @@ impl Group {
             "size": disk.size,
             "io": disk.io.mode.name(),
             "block_bytes": disk.io.block_bytes,
+            "mirror": super::mirror::describe(&self.core, disk.number),
             "clients": disk.clients,
             "to_read_bytes": to_read,
             "missing_bytes": disk.recovered.as_ref().map(|map| map.missing_bytes()),

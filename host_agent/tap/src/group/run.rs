@@ -134,14 +134,17 @@ impl Group {
 
     /// Everything that follows from what came in.
     pub fn work(&mut self) {
+        self.end_cut();
         self.core.run_delayed();
         self.core.check_hold_timer();
+        self.core.check_mirrors();
         self.core.check_needs();
         self.core.mark_filled();
         self.run_sync();
         self.run_ready();
         self.hand_out();
         self.go_on();
+        self.end_cut();
         self.tell_control();
         self.send_touched();
     }
@@ -162,6 +165,7 @@ impl Group {
         let deadlines = [
             self.core.holds.deadline_ns(),
             self.core.needs.deadline_ns(),
+            self.core.mirror_deadline_ns(),
             self.core.delayed.iter().map(|delayed| delayed.until_ns).min(),
             self.ctls.iter().filter_map(|(_, ctl)| ctl.deadline_ns()).min(),
             self.conns.iter().filter_map(|(_, client)| client.conn.deadline_ns).min(),
@@ -421,6 +425,7 @@ impl Group {
         if ctl.is_provider {
             self.core.clear_provider();
         }
+        self.core.confirmer_gone(ctl.number);
         if self.syncing.as_ref().is_some_and(|(_, number, _)| *number == ctl.number) {
             self.syncing = None;
             self.core.sync.cancel();

@@ -232,6 +232,7 @@ impl Conn {
                     disk.clients += 1;
                     disk.stats.connections += 1;
                 }
+                core.client_changed(agreed.export.slot);
                 self.deadline_ns = None;
                 self.phase = Phase::Transmission(agreed);
             }
@@ -431,6 +432,9 @@ impl Conn {
         if let Some(disk) = self.disk().and_then(|slot| core.disks.get_mut(slot)) {
             disk.clients -= 1;
             disk.stats.protocol_errors += u64::from(why == End::Malformed);
+        }
+        if let Some(slot) = self.disk() {
+            core.client_changed(slot);
         }
         match self.body {
             Some(Body { buffer: Some(buffer), .. }) => core.pool.give(buffer),

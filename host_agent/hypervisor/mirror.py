@@ -1,0 +1,286 @@
+"""What to do next about one mirror of a running machine's disk: pure decisions.
+
+QEMU keeps the disk and mirrors every write into the tap. Twice a second, and at each event, the
+agent looks at the tap and then at QEMU, and does what is decided here. Nothing depends on what an
+agent remembers: one that was killed looks again and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+Fields = dict[str, Any]
+
+#: A job that halted is resumed after so long, then after twice that, and so on.
+_RESUME_SECONDS = 0.2
+_RESUME_SECONDS_MAX = 5.0
+#: A mirror that could not be started is tried again after so long, doubled each time.
+_START_SECONDS = 1.0
+_START_SECONDS_MAX = 30.0
+#: A mirror without a connection gets a nudge this often, and is begun again after that long.
+_NUDGE_SECONDS = 1.0
+_UNCONNECTED_SECONDS = 15.0
+#: A job is resumed only when so much of the ring is free: else its first writes fill it again.
+_RESUME_FILL_MAX = 0.5
+
+MIRRORED, SYNCING, UNPROTECTED = "mirrored", "syncing", "unprotected"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What our job and our nodes are called in QEMU: the same after every restart.
+
+    QEMU allows 31 characters, so a name is a hash of whose mirror it is.
+    """
+
+    job: str
+    target: str
+    filter: str
+
+    @classmethod
+    def of(cls, nbd_socket: str, disk: str) -> Names:
+        """The names of the mirror into one export."""
+        mark = hashlib.blake2s(f"{nbd_socket}\0{disk}".encode(), digest_size=6).hexdigest()
+        return cls(f"holdfast-{mark}", f"holdfast-t-{mark}", f"holdfast-f-{mark}")
+
+
+@dataclass(frozen=True)
+class TapView:
+    """What the tap says of the disk. `needs`: all, rest or nothing; `round` names this answer."""
+
+    round: int
+    clients: int
+    needs: str
+    state: str
+    cause: str
+    refused: int
+    ring_bytes: int
+    ring_used_bytes: int
+
+    @classmethod
+    def of(cls, answer: Fields) -> TapView:
+        """From the tap's answer; KeyError or ValueError if it lacks something."""
+        return cls(**{name: kind(answer[name]) for name, kind in _TAP_FIELDS.items()})
+
+    @property
+    def fill(self) -> float:
+        """How full the ring is, 0 to 1."""
+        return self.ring_used_bytes / max(1, self.ring_bytes)
+
+
+_TAP_FIELDS: dict[str, Any] = {
+    "round": int, "clients": int, "needs": str, "state": str, "cause": str,
+    "refused": int, "ring_bytes": int, "ring_used_bytes": int,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """Our job as QEMU tells it, in bytes. `dirty`: not brought yet; None where it is not told."""
+
+    status: str
+    is_ready: bool
+    is_paused: bool
+    io_status: str
+    length: int
+    done: int
+    speed: int
+    dirty: int | None = None
+
+    @classmethod
+    def of(cls, told: Fields, dirty: int | None) -> Job:
+        """From an entry of query-block-jobs."""
+        return cls(
+            status=str(told.get("status", "running")),
+            is_ready=bool(told.get("ready")),
+            is_paused=bool(told.get("paused")),
+            io_status=str(told.get("io-status", "ok")),
+            length=int(told.get("len", 0)),
+            done=int(told.get("offset", 0)),
+            speed=int(told.get("speed", 0)),
+            dirty=dirty,
+        )
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it met an error, or somebody paused it."""
+        return self.is_paused or self.io_status != "ok"
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is on its way out."""
+        return self.status in ("waiting", "pending", "aborting", "concluded", "undefined", "null")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it has brought everything, and brings each write before the machine hears of it.
+
+        Writes that are on their way count as not done, so under load the bytes alone never agree.
+        """
+        missing = self.length - self.done if self.dirty is None else self.dirty
+        return self.is_ready and not self.is_halted and not self.is_ending and missing == 0
+
+
+@dataclass(frozen=True)
+class QemuView:
+    """What QEMU has of ours."""
+
+    job: Job | None
+    has_target: bool
+
+
+class Act(Enum):
+    """What to do at QEMU or at the tap."""
+
+    WAIT = "wait"
+    START = "start"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    REMOVE_TARGET = "remove the target"
+    CONFIRM = "confirm"
+    NUDGE = "nudge"
+
+
+@dataclass(frozen=True)
+class Step:
+    """An act, how the disk is, and why. `is_lost`: the tap must know that writes may be missed."""
+
+    act: Act
+    health: str
+    why: str
+    is_lost: bool = True
+
+
+class Mirror:
+    """Decides for one mirror. Holds only what paces it: times and the number of failures."""
+
+    def __init__(self) -> None:
+        self._start_at = 0.0
+        self._starts = 0
+        self._resume_at = 0.0
+        self._resumes = 0
+        self._unconnected_since: float | None = None
+        self._nudged_at = 0.0
+        self.ended: str | None = None
+
+    def on_start_failed(self, now: float) -> None:
+        """QEMU refused the job or its target."""
+        wait = min(_START_SECONDS_MAX, _START_SECONDS * 2**self._starts)
+        self._starts = min(self._starts + 1, 16)
+        self._start_at = now + wait
+
+    def hurry(self) -> None:
+        """Somebody looked after it: do not wait."""
+        self._start_at, self._starts = 0.0, 0
+
+    def decide(self, tap: TapView, qemu: QemuView, now: float) -> Step:
+        """The next step. `tap` was looked at before `qemu`."""
+        job = qemu.job
+        if job is None:
+            return self._without_job(tap, qemu, now)
+        if job.is_ending:
+            return Step(Act.WAIT, UNPROTECTED, "the mirror job is ending")
+        if tap.needs == "all":
+            return Step(Act.CANCEL, SYNCING, f"the whole disk is needed again ({tap.cause})")
+        if job.is_halted:
+            return self._halted(tap, job, now)
+        if not job.is_clean:
+            self._unconnected_since = None
+            return Step(Act.WAIT, SYNCING, "QEMU copies what is missing", is_lost=False)
+        if tap.clients != 1:
+            return self._unconnected(tap, now)
+        self._unconnected_since = None
+        self._starts = self._resumes = 0
+        self.ended = None
+        return Step(Act.CONFIRM, MIRRORED, "every write is mirrored", is_lost=False)
+
+    def _without_job(self, tap: TapView, qemu: QemuView, now: float) -> Step:
+        why = self.ended or "the machine has no mirror yet"
+        if qemu.has_target:
+            return Step(Act.REMOVE_TARGET, UNPROTECTED, why)
+        if tap.state == "dirty":
+            return Step(Act.WAIT, UNPROTECTED, f"{why}; waits for the stream ({tap.cause})")
+        if tap.clients > 0:
+            return Step(Act.WAIT, UNPROTECTED, f"{why}; another client uses the export")
+        if now < self._start_at:
+            return Step(Act.WAIT, UNPROTECTED, why)
+        self._resumes = 0
+        self._unconnected_since = None
+        return Step(Act.START, UNPROTECTED, why)
+
+    def _halted(self, tap: TapView, job: Job, now: float) -> Step:
+        why = "the mirror job met an error" if job.io_status != "ok" else "the mirror job is paused"
+        if tap.state == "dirty" or tap.fill > _RESUME_FILL_MAX:
+            return Step(Act.WAIT, UNPROTECTED, f"{why}; waits for the stream ({tap.cause})")
+        if now < self._resume_at:
+            return Step(Act.WAIT, UNPROTECTED, why)
+        self._resume_at = now + min(_RESUME_SECONDS_MAX, _RESUME_SECONDS * 2**self._resumes)
+        self._resumes = min(self._resumes + 1, 16)
+        return Step(Act.RESUME, UNPROTECTED, why)
+
+    def _unconnected(self, tap: TapView, now: float) -> Step:
+        """QEMU connects again at its next write only; an idle machine would be left open."""
+        if tap.clients > 1:
+            return Step(Act.WAIT, UNPROTECTED, "another client uses the export")
+        if self._unconnected_since is None:
+            self._unconnected_since = now
+        why = "QEMU is not connected to the tap"
+        if now - self._unconnected_since > _UNCONNECTED_SECONDS:
+            return Step(Act.CANCEL, UNPROTECTED, f"{why}: the mirror begins again")
+        if now - self._nudged_at < _NUDGE_SECONDS:
+            return Step(Act.WAIT, UNPROTECTED, why)
+        self._nudged_at = now
+        return Step(Act.NUDGE, UNPROTECTED, why)
+
+
+def ended_why(event: Fields, job: str) -> str | None:
+    """Why our job ended, as an event tells it; None for any other event."""
+    data = event.get("data") or {}
+    name = event.get("event")
+    if name in ("SHUTDOWN", "POWERDOWN"):
+        return "the machine was shut down"
+    if data.get("device") != job:
+        return None
+    if name == "BLOCK_JOB_COMPLETED":
+        error = data.get("error")
+        return f"the mirror job ended: {error}" if error else "somebody completed the mirror job"
+    if name == "BLOCK_JOB_CANCELLED":
+        return "somebody cancelled the mirror job"
+    return None
+
+
+def concerns(event: Fields, job: str) -> bool:
+    """Whether an event may have changed our mirror."""
+    data = event.get("data") or {}
+    is_ours = job in (data.get("device"), data.get("id"))
+    return is_ours or event.get("event") in ("SHUTDOWN", "RESET", "STOP", "RESUME")
+
+
+#: Limits of the speed of a copy, bytes a second; and where pacing begins.
+_SPEED_MIN = 1 << 20
+
+
+def first_speed(ring_bytes: int, limit: float | None) -> int:
+    """How fast a copy begins: a quarter of the ring in a second."""
+    return _within(ring_bytes / 4, ring_bytes, limit)
+
+
+def pace(speed: int, tap: TapView, limit: float | None) -> int:
+    """The speed of a copy for the next moment: what is copied may not fill the guests' ring.
+
+    Guests' writes are not slowed by it: QEMU counts only what it copies behind them.
+    """
+    if tap.fill > 0.5 or tap.state == "dirty":
+        return _within(speed / 2, tap.ring_bytes, limit)
+    if tap.fill < 0.25:
+        return _within(speed * 1.5, tap.ring_bytes, limit)
+    return speed
+
+
+def _within(speed: float, ring_bytes: int, limit: float | None) -> int:
+    # Twice the ring in a second is half of it between two looks.
+    most = min(2.0 * ring_bytes, limit or 2.0 * ring_bytes)
+    return int(max(_SPEED_MIN, min(speed, most)))
