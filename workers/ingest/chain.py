@@ -27,12 +27,20 @@ from host_agent.wire.segment import (
 )
 from workers.ingest.batch import Batch
 from workers.ingest.decide import NO_GENERATION, StoredKey, compare_key
+from workers.journal.boundary import Boundary, newest_boundary
 from workers.storage.errors import ObjectMissing
 from workers.storage.failpoints import failpoint
 from workers.storage.port import Created, ObjectStore
 
 #: Writers that claim one stream at the same moment each need one more attempt.
 _CLAIMS_MAX = 16
+
+#: After a pause of so many seconds between two answers of the store, by its clock, the boundary is
+#: read before a new segment counts: a tenth of the shortest grace of collection. Until then, no
+#: name that this writer knew to be taken can have become free.
+STALL_SECONDS = 60
+
+_NS = 1_000_000_000
 
 #: The newest places that a claim looks at with one listing. A reader looks at all.
 _LOOK_BACK_PLACES = 500
@@ -67,6 +75,8 @@ class ChainWriter:
         self._end: SegmentInfo | None = None
         self._epoch = 0
         self._fenced: Fenced | None = None
+        self._boundary: Boundary | None = None
+        self._seen_at = 0
 
     @property
     def end(self) -> SegmentInfo | None:
@@ -84,15 +94,25 @@ class ChainWriter:
         Raises SegmentLost where a later place is taken than the one after the end, ChainBroken and
         WireError where the newest segment is not what it should be.
         """
-        place = self._last_place(hint if hint and self._exists(hint) else 0)
+        self._seen_at = self._store_ns()
+        self._boundary = newest_boundary(self._store, self._identity)
+        known = self._boundary.first_place - 1 if self._boundary else 0
+        if hint > known and self._exists(hint):
+            known = hint
+        place = self._last_place(known)
         self._end = self._checked(place) if place else None
         return self._end
+
+    def _store_ns(self) -> int:
+        """The store's clock as its newest answer has it; our own where it shows none."""
+        return self._store.answered_at() or self._wall_ns()
 
     def _last_place(self, known: int) -> int:
         """The last place before an empty one after which a listing finds nothing."""
         while True:
             known = self._climb(known)
-            first = max(1, known - _LOOK_BACK_PLACES + 1)
+            given_up = self._boundary.first_place - 1 if self._boundary else 0
+            first = max(given_up + 1, known - _LOOK_BACK_PLACES + 1)
             listed = self._listed_from(first)
             self._check_gaps(first, listed)
             if not listed or listed[-1] <= known:
@@ -151,8 +171,11 @@ class ChainWriter:
     def _checked(self, place: int) -> SegmentInfo:
         """The segment at `place`, read whole, with its hash and its link to the one before."""
         try:
+            given_up = self._boundary.newest if self._boundary else None
+            if given_up is not None and place == given_up.place:
+                raise ObjectMissing(self._store.label, chain_name(self._identity, place + 1))
             info = self._read_whole(place)
-            before = self._trailer(place - 1) if place > 1 else None
+            before = self._before(place)
         except ObjectMissing as error:
             raise SegmentLost(
                 f"The chain of {self._identity} has lost {error.name}.",
@@ -160,6 +183,12 @@ class ChainWriter:
             ) from None
         check_follows(before, info)
         return info
+
+    def _before(self, place: int) -> SegmentInfo | None:
+        """The trailer of the segment before `place`, which may be given up."""
+        if self._boundary is not None and place == self._boundary.first_place:
+            return self._boundary.newest
+        return self._trailer(place - 1) if place > 1 else None
 
     def _read_whole(self, place: int) -> SegmentInfo:
         info = verify_segment(self._store.get(chain_name(self._identity, place)))
@@ -263,11 +292,25 @@ class ChainWriter:
         return info
 
     def _create(self, place: int, data: bytes) -> bool:
-        """Whether the object at `place` is ours: made now, or by an earlier try of this writer."""
+        """Whether the object at `place` is ours: made now, or by an earlier try of this writer.
+
+        Fenced where we stalled for so long that the name had been taken, and was collected since.
+        """
         name = chain_name(self._identity, place)
-        if self._store.put_if_absent(name, data) is Created.CREATED:
-            return True
-        return self._store.get(name) == data
+        created = self._store.put_if_absent(name, data) is Created.CREATED
+        if not created and self._store.get(name) != data:
+            return False
+        now = self._store_ns()
+        if now - self._seen_at > STALL_SECONDS * _NS:
+            boundary = newest_boundary(self._store, self._identity)
+            if boundary is not None and place < boundary.first_place:
+                self._fenced = Fenced(
+                    f"Place {place} of {self._identity} was given up while this writer stalled.",
+                    hint="A newer writer went on meanwhile. Look at this machine's load and clock.",
+                )
+                raise self._fenced
+        self._seen_at = now
+        return True
 
     def _why_taken(self, place: int) -> HoldfastError:
         """Our next place is taken: by a newer epoch, or by what should not exist."""
