@@ -1,0 +1,60 @@
+"""The API's application, made from its tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.events.endpoints import router as events
+from app.http.errors import handle_errors
+from app.http.limits import BodyLimit
+from app.http.routing import check_routers
+from app.http.schemas import ProblemDocument
+from app.http.unit import Tools
+from app.identity.endpoints import router as api_keys
+from app.kit.problems import CATALOGUE, MEDIA_TYPE
+from app.sites.endpoints import router as sites
+from app.tenants.endpoints import provider as provider_tenants
+from app.tenants.endpoints import router as tenant
+
+#: Open to anybody: nothing of a tenant is in them.
+PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems"})
+_ROUTERS = (tenant, sites, api_keys, events, provider_tenants)
+_DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."
+
+
+def make_app(tools: Tools) -> FastAPI:
+    """The application. Its tools are closed by whoever made them."""
+    app = FastAPI(
+        title="Holdfast",
+        version="1",
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": _problem_answer()},
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.tools = tools
+    app.add_middleware(BodyLimit)
+    handle_errors(app)
+    check_routers(_ROUTERS)
+    for router in _ROUTERS:
+        app.include_router(router)
+
+    @app.get("/health", tags=["service"], summary="Tell whether the service answers")
+    async def health() -> dict[str, str]:
+        """For load balancers; says nothing of any tenant."""
+        return {"status": "up"}
+
+    @app.get("/v1/problems", tags=["service"], summary="List what can go wrong")
+    async def problems() -> list[dict[str, Any]]:
+        """Every code that a problem document may carry."""
+        return [vars(kind) for kind in CATALOGUE.values()]
+
+    return app
+
+
+def _problem_answer() -> dict[str, Any]:
+    schema = ProblemDocument.model_json_schema()
+    return {"description": "A problem document.", "content": {MEDIA_TYPE: {"schema": schema}}}

@@ -1,0 +1,1 @@
+"""Roles, scoped sessions, migrations: the one way to PostgreSQL."""

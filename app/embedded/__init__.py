@@ -1,0 +1,1 @@
+"""Real servers for one machine, started from wheels."""

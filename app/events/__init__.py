@@ -1,0 +1,1 @@
+"""Events, the audit log, and the ledger row that orders both."""

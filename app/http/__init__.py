@@ -1,0 +1,1 @@
+"""What every route shares: authentication, one transaction, idempotency, problems, pages."""

@@ -1,0 +1,104 @@
+"""One effect for each Idempotency-Key: a repeat gets the first answer again.
+
+The record is written in the request's own transaction: it exists exactly if the effect does. A
+repeat that comes while the first is at work waits for it at the record's key. An answer that shows
+a secret is kept without it: its repeat is told that the secret was shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.http.unit import TenantUnit
+from app.kit.problems import Problem
+from app.models import IdempotencyRecord
+
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_KEPT_HEADERS = ("content-type", "location", "etag")
+MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def key_of(request: Request) -> str | None:
+    """The request's Idempotency-Key, if it has one; Problem if it is none."""
+    key = request.headers.get("idempotency-key")
+    if key is None or request.method not in MUTATING:
+        return None
+    if not _KEY.fullmatch(key):
+        raise Problem("bad_request", "An Idempotency-Key has 1 to 128 visible ASCII characters.")
+    return key
+
+
+async def request_hash(request: Request) -> bytes:
+    """What makes two requests the same one."""
+    head = f"{request.method}\n{request.url.path}\n{request.url.query}\n".encode()
+    return hashlib.sha256(head + await request.body()).digest()
+
+
+async def begin(unit: TenantUnit, key: str, wanted: bytes) -> Response | None:
+    """Enter the key; the first answer if there was one. Problem for another request's key."""
+    table = IdempotencyRecord
+    entry = insert(table).values(
+        tenant_id=unit.session.tenant_id,
+        principal_id=unit.principal.id,
+        key=key,
+        request_hash=wanted,
+        created_at=unit.now,
+    )
+    try:
+        found = await unit.session.orm.execute(entry.on_conflict_do_nothing().returning(table.key))
+    except OperationalError:
+        raise Problem("request_in_progress", hint="Wait for the first answer.") from None
+    if found.first() is not None:
+        return None
+    return _replay(await _record(unit, key), wanted)
+
+
+async def _record(unit: TenantUnit, key: str) -> IdempotencyRecord:
+    table = IdempotencyRecord
+    found = await unit.session.orm.scalars(select(table).where(*_is(unit, key)))
+    return found.one()
+
+
+def _is(unit: TenantUnit, key: str) -> tuple[ColumnElement[bool], ...]:
+    table = IdempotencyRecord
+    return (
+        table.tenant_id == unit.session.tenant_id,
+        table.principal_id == unit.principal.id,
+        table.key == key,
+    )
+
+
+def _replay(record: IdempotencyRecord, wanted: bytes) -> Response:
+    if record.request_hash != wanted:
+        raise Problem(
+            "idempotency_key_reused", hint="Use a new Idempotency-Key for another request."
+        )
+    assert record.status is not None
+    headers = dict(record.headers or {})
+    if record.body is None:
+        raise Problem(
+            "secret_already_shown",
+            f"The request made {headers.get('subject')}; its secret was shown in the first answer.",
+            hint="Revoke it and make a new one if the secret was lost.",
+        )
+    return Response(record.body, record.status, {**headers, "idempotent-replayed": "true"})
+
+
+async def finish(unit: TenantUnit, key: str, response: Response) -> None:
+    """Keep the answer, in the request's transaction."""
+    kept = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    if unit.shows_secret is not None:
+        kept["subject"] = unit.shows_secret
+    body = None if unit.shows_secret is not None else bytes(response.body)
+    await unit.session.orm.execute(
+        update(IdempotencyRecord)
+        .where(*_is(unit, key))
+        .values(status=response.status_code, headers=kept, body=body)
+    )

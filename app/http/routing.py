@@ -1,0 +1,165 @@
+"""Routes that are deny-by-default: each names a privilege, and a request is one unit of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.events.ledger import Act, Circumstances, write_ledger
+from app.http import idempotency
+from app.http.unit import ProviderUnit, TenantUnit, Tools
+from app.identity.principals import (
+    Principal,
+    authenticate_provider,
+    authenticate_tenant,
+    refused,
+)
+from app.identity.privileges import Privilege
+from app.identity.tokens import Token, parse_token
+from app.kit.problems import Problem
+
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Requires:
+    """A dependency that refuses who lacks a privilege; routes are checked to have one."""
+
+    def __init__(self, privilege: Privilege) -> None:
+        self.privilege = privilege
+
+    def __call__(self, request: Request) -> None:
+        principal: Principal = request.state.unit.principal
+        principal.require(self.privilege)
+
+
+def requires(privilege: Privilege) -> Any:
+    """For a route's `dependencies`: who calls it needs this privilege."""
+    return Depends(Requires(privilege))
+
+
+def privilege_of(route: APIRoute) -> Privilege | None:
+    """The privilege that a route names."""
+    for dependency in route.dependencies:
+        if isinstance(dependency.dependency, Requires):
+            return dependency.dependency.privilege
+    return None
+
+
+class TenantRoute(APIRoute):
+    """A route in a tenant's scope: authenticated, one transaction, one effect for each key."""
+
+    def get_route_handler(self) -> _Handler:
+        original = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            token = _token(request)
+            if token.tenant_id is None:
+                raise refused()
+            await request.body()  # a slow sender holds no connection of the database
+            tools: Tools = request.app.state.tools
+            try:
+                async with tools.database.tenant(token.tenant_id) as session:
+                    principal = await authenticate_tenant(
+                        session, token, tools.sealer, tools.clock.now()
+                    )
+                    unit = TenantUnit(session, principal, tools, _circumstances(request, principal))
+                    request.state.unit = unit
+                    return await _answer(request, unit, original)
+            except Problem as problem:
+                if problem.code == "privilege_missing":
+                    await _note_denied(request, problem)
+                raise
+
+        return handle
+
+
+async def _answer(request: Request, unit: TenantUnit, original: _Handler) -> Response:
+    key = idempotency.key_of(request)
+    if key is not None:
+        replay = await idempotency.begin(unit, key, await idempotency.request_hash(request))
+        if replay is not None:
+            return replay
+    response = await original(request)
+    if key is not None:
+        await idempotency.finish(unit, key, response)
+    await unit.finish()
+    return response
+
+
+async def _note_denied(request: Request, problem: Problem) -> None:
+    """The attempt goes into the audit log, although its own transaction is undone."""
+    unit: TenantUnit = request.state.unit
+    act = Act(
+        f"{request.method} {request.scope['route'].path_format}",
+        subject="",
+        outcome="denied",
+        details={"reason": problem.message},
+    )
+    async with unit.tools.database.tenant(unit.session.tenant_id) as session:
+        await write_ledger(session, [], [act], unit.circumstances)
+        await session.commit()
+
+
+class ProviderRoute(APIRoute):
+    """A route of the provider's staff."""
+
+    def get_route_handler(self) -> _Handler:
+        original = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            token = _token(request)
+            if token.tenant_id is not None:
+                raise refused()
+            await request.body()  # a slow sender holds no connection of the database
+            tools: Tools = request.app.state.tools
+            async with tools.database.provider() as session:
+                principal = await authenticate_provider(session, token, tools.sealer)
+                request.state.unit = ProviderUnit(
+                    session, principal, tools, _circumstances(request, principal)
+                )
+                response = await original(request)
+                await session.commit()
+                return response
+
+        return handle
+
+
+def _token(request: Request) -> Token:
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    token = parse_token(text.strip()) if scheme.lower() == "bearer" else None
+    if token is None:
+        raise refused()
+    return token
+
+
+def _circumstances(request: Request, principal: Principal) -> Circumstances:
+    return Circumstances(
+        actor=principal.actor,
+        address=request.client.host if request.client else "",
+        request_id=request.state.request_id,
+        at=request.app.state.tools.clock.now(),
+    )
+
+
+def tenant_router(tag: str) -> APIRouter:
+    """A router of tenants' routes, without the tenant in the path."""
+    return APIRouter(prefix="/v1", tags=[tag], route_class=TenantRoute)
+
+
+def provider_router(tag: str) -> APIRouter:
+    """A router of the provider's routes."""
+    return APIRouter(prefix="/v1/provider", tags=[tag], route_class=ProviderRoute)
+
+
+def check_routers(routers: Iterable[APIRouter]) -> None:
+    """RuntimeError for a route that names no privilege, so that none is open by oversight."""
+    for router in routers:
+        for route in router.routes:
+            guarded = isinstance(route, TenantRoute | ProviderRoute) and privilege_of(route)
+            if not guarded:
+                raise RuntimeError(f"The route {route} names no privilege.")

@@ -1,0 +1,79 @@
+"""A request's unit of work: its principal, its one transaction, what it leaves in the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from starlette.requests import Request
+
+from app.database.sessions import Database, ProviderSession, TenantSession
+from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.identity.principals import Principal
+from app.kit.clock import Clock
+from app.kit.sealing import Sealer
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every request may use."""
+
+    database: Database
+    sealer: Sealer
+    clock: Clock
+
+
+@dataclass
+class TenantUnit:
+    """What an endpoint of a tenant's route works with."""
+
+    session: TenantSession
+    principal: Principal
+    tools: Tools
+    circumstances: Circumstances
+    happenings: list[Happening] = field(default_factory=list)
+    acts: list[Act] = field(default_factory=list)
+    shows_secret: str | None = None
+
+    @property
+    def now(self) -> datetime:
+        """When the request came."""
+        return self.circumstances.at
+
+    def note(self, action: str, subject: str, **details: Any) -> None:
+        """An act that succeeded: an entry of the audit log and an event of the same name."""
+        self.acts.append(Act(action, subject, details=details))
+        self.happenings.append(Happening(action, subject, details))
+
+    async def finish(self) -> None:
+        """Write the ledger and commit."""
+        await write_ledger(self.session, self.happenings, self.acts, self.circumstances)
+        await self.session.commit()
+
+
+@dataclass
+class ProviderUnit:
+    """What an endpoint of the provider's routes works with."""
+
+    session: ProviderSession
+    principal: Principal
+    tools: Tools
+    circumstances: Circumstances
+
+    @property
+    def now(self) -> datetime:
+        """When the request came."""
+        return self.circumstances.at
+
+
+def tenant_unit(request: Request) -> TenantUnit:
+    """Dependency: the unit that the route opened for this request."""
+    unit: TenantUnit = request.state.unit
+    return unit
+
+
+def provider_unit(request: Request) -> ProviderUnit:
+    """Dependency: the unit that the route opened for this request of the provider's staff."""
+    unit: ProviderUnit = request.state.unit
+    return unit

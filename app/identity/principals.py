@@ -1,0 +1,78 @@
+"""Who makes a request, worked out from its bearer token inside the tenant's own scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from app.database.sessions import ProviderSession, TenantSession
+from app.identity.privileges import PRIVILEGES, Privilege, Role
+from app.identity.tokens import Token
+from app.kit.ids import Kind, show
+from app.kit.problems import Problem
+from app.kit.sealing import Sealer
+from app.models import ApiKey, ProviderKey, Tenant
+from app.models.base import key_of
+from app.models.tenants import TenantState
+
+#: `last_used_at` is written at most so often, so that reading stays reading.
+_LAST_USED_GRAIN = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """An authenticated caller. `tenant_id` is None for the provider's staff."""
+
+    tenant_id: UUID | None
+    id: UUID
+    actor: str
+    privileges: frozenset[Privilege]
+
+    def require(self, privilege: Privilege) -> None:
+        """Problem `privilege_missing` unless the caller has it."""
+        if privilege not in self.privileges:
+            raise Problem(
+                "privilege_missing",
+                f"This needs the privilege {privilege}.",
+                hint="Ask an administrator of the tenant for a role that has it.",
+            )
+
+
+def refused() -> Problem:
+    """The one answer to every credential that is not accepted, whatever is wrong with it."""
+    return Problem(
+        "not_authenticated",
+        hint="Send `Authorization: Bearer` with a valid API key of this service.",
+    )
+
+
+async def authenticate_tenant(
+    session: TenantSession, token: Token, sealer: Sealer, now: datetime
+) -> Principal:
+    """The tenant's principal behind a token; Problem `not_authenticated`."""
+    key = await session.orm.get(ApiKey, key_of(session.tenant_id, token.id))
+    tenant = await session.orm.get(Tenant, session.tenant_id)
+    if key is None or tenant is None or not token.matches(sealer, key.fingerprint):
+        raise refused()
+    expired = key.expires_at is not None and key.expires_at <= now
+    if key.revoked_at is not None or expired or tenant.state != TenantState.ACTIVE:
+        raise refused()
+    if key.last_used_at is None or now - key.last_used_at > _LAST_USED_GRAIN:
+        mark = update(ApiKey).where(ApiKey.tenant_id == key.tenant_id, ApiKey.id == key.id)
+        await session.orm.execute(mark.values(last_used_at=now))
+    return Principal(key.tenant_id, key.id, show(Kind.API_KEY, key.id), PRIVILEGES[Role(key.role)])
+
+
+async def authenticate_provider(
+    session: ProviderSession, token: Token, sealer: Sealer
+) -> Principal:
+    """The provider's principal behind a token; Problem `not_authenticated`."""
+    found = await session.orm.scalars(select(ProviderKey).where(ProviderKey.id == token.id))
+    key = found.one_or_none()
+    if key is None or key.revoked_at or not token.matches(sealer, key.fingerprint):
+        raise refused()
+    actor = show(Kind.PROVIDER_KEY, key.id)
+    return Principal(None, key.id, actor, frozenset({Privilege.PROVIDER_TENANTS}))

@@ -1,0 +1,39 @@
+"""What may be done, and the roles: sets of privileges. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Privilege(StrEnum):
+    """One right over a tenant's objects."""
+
+    TENANT_READ = "tenant.read"
+    TENANT_WRITE = "tenant.write"
+    USERS_READ = "users.read"
+    USERS_WRITE = "users.write"
+    API_KEYS_READ = "api_keys.read"
+    API_KEYS_WRITE = "api_keys.write"
+    SITES_READ = "sites.read"
+    SITES_WRITE = "sites.write"
+    EVENTS_READ = "events.read"
+    AUDIT_READ = "audit.read"
+    PROVIDER_TENANTS = "provider.tenants"
+
+
+class Role(StrEnum):
+    """`administrator` may everything, `operator` what runs protection, `viewer` only looks."""
+
+    ADMINISTRATOR = "administrator"
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+
+
+_VIEWER = frozenset({Privilege.TENANT_READ, Privilege.SITES_READ, Privilege.EVENTS_READ})
+_OPERATOR = _VIEWER | {Privilege.SITES_WRITE, Privilege.USERS_READ, Privilege.API_KEYS_READ}
+
+PRIVILEGES: dict[Role, frozenset[Privilege]] = {
+    Role.VIEWER: _VIEWER,
+    Role.OPERATOR: _OPERATOR,
+    Role.ADMINISTRATOR: frozenset(Privilege) - {Privilege.PROVIDER_TENANTS},
+}

@@ -1,0 +1,22 @@
+"""Every table of the control plane."""
+
+from app.models.base import Base, Resource, TenantOwned
+from app.models.events import AuditEntry, Event, TenantLedger
+from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User
+from app.models.sites import Site
+from app.models.tenants import Tenant
+
+__all__ = [
+    "ApiKey",
+    "AuditEntry",
+    "Base",
+    "Event",
+    "IdempotencyRecord",
+    "ProviderKey",
+    "Resource",
+    "Site",
+    "Tenant",
+    "TenantLedger",
+    "TenantOwned",
+    "User",
+]

@@ -1,0 +1,1 @@
+"""Places with hypervisors."""

@@ -1,0 +1,71 @@
+"""Sites of a tenant."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
+
+from app.http.unit import TenantUnit
+from app.kit.ids import BadId, Kind, new_uuid, parse, show
+from app.kit.problems import Problem, not_found
+from app.models import Site
+from app.models.base import key_of
+from app.sites.schemas import SiteInput
+
+
+async def get_site(unit: TenantUnit, site_id: str) -> Site:
+    """The tenant's site; Problem `not_found` for every other id."""
+    try:
+        key: UUID = parse(Kind.SITE, site_id)
+    except BadId:
+        raise not_found() from None
+    site = await unit.session.orm.get(Site, key_of(unit.session.tenant_id, key))
+    if site is None:
+        raise not_found()
+    return site
+
+
+async def create_site(unit: TenantUnit, wanted: SiteInput) -> Site:
+    """Make a site; Problem `name_taken`."""
+    site = Site(
+        tenant_id=unit.session.tenant_id,
+        id=new_uuid(unit.now),
+        created_at=unit.now,
+        version=1,
+        **wanted.model_dump(),
+    )
+    unit.session.orm.add(site)
+    await _flush(unit, wanted.name)
+    unit.note("sites.created", show(Kind.SITE, site.id), name=site.name, territory=site.territory)
+    return site
+
+
+async def replace_site(unit: TenantUnit, site: Site, wanted: SiteInput) -> Site:
+    """Give a site these settings; Problem `name_taken`."""
+    before = {"name": site.name, "territory": site.territory, "description": site.description}
+    after = wanted.model_dump()
+    if before != after:
+        for name, value in after.items():
+            setattr(site, name, value)
+        site.version += 1
+        await _flush(unit, wanted.name)
+        changes = {
+            name: [before[name], after[name]] for name in after if before[name] != after[name]
+        }
+        unit.note("sites.changed", show(Kind.SITE, site.id), changes=changes)
+    return site
+
+
+async def delete_site(unit: TenantUnit, site: Site) -> None:
+    """Remove a site."""
+    await unit.session.orm.delete(site)
+    await unit.session.orm.flush()
+    unit.note("sites.deleted", show(Kind.SITE, site.id), name=site.name)
+
+
+async def _flush(unit: TenantUnit, name: str) -> None:
+    try:
+        await unit.session.orm.flush()
+    except IntegrityError:
+        raise Problem("name_taken", f"There is a site named {name} already.") from None

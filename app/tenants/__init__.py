@@ -1,0 +1,1 @@
+"""Customer organisations: made by the provider, then closed to it."""

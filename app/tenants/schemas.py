@@ -1,0 +1,50 @@
+"""What the API says of tenants."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import ConfigDict, Field
+
+from app.http.schemas import Input, Name, Output
+
+
+class Plan(Input):
+    """What a tenant may use."""
+
+    disks_max: int = Field(default=100, ge=0, le=1_000_000)
+    retained_bytes_max: int | None = Field(default=None, ge=0, description="None: no limit.")
+    rpo_seconds_min: int = Field(default=5, ge=1, le=86_400)
+
+
+class TenantInput(Input):
+    """A tenant as the provider makes it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"name": "Acme Ltd", "plan": {"disks_max": 20}}}
+    )
+
+    name: Name
+    plan: Plan = Plan()
+
+
+class TenantOutput(Output):
+    """A customer organisation."""
+
+    id: str
+    name: str
+    state: str
+    plan: Plan
+    created_at: datetime
+
+
+class TenantCreated(TenantOutput):
+    """A new tenant, with the token of its first administrator, shown this once."""
+
+    token: str = Field(description="An API key of an administrator. It is not kept.")
+
+
+class TenantPage(Output):
+    """Tenants, by their age."""
+
+    items: list[TenantOutput]

@@ -1,0 +1,78 @@
+"""Tenants: made by the provider, then closed to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from app.database.sessions import Database, ProviderSession
+from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.identity.privileges import Role
+from app.identity.schemas import ApiKeyInput
+from app.identity.service import make_api_key
+from app.identity.tokens import Token, make_token
+from app.kit.ids import Kind, new_uuid, show
+from app.kit.problems import Problem
+from app.kit.sealing import Sealer
+from app.models import Tenant, TenantLedger
+from app.models.tenants import TenantState
+from app.tenants.schemas import TenantInput
+
+FIRST_KEY = "first administrator"
+
+
+async def create_tenant(session: ProviderSession, wanted: TenantInput, now: datetime) -> Tenant:
+    """Enter a tenant, still without a way in; Problem `name_taken`.
+
+    One of the same name that was left half-made by a request that died is taken up again.
+    """
+    tenant = Tenant(
+        id=new_uuid(now),
+        name=wanted.name,
+        state=TenantState.CREATING,
+        plan=wanted.plan.model_dump(),
+        created_at=now,
+        version=1,
+    )
+    try:
+        async with session.orm.begin_nested():
+            session.orm.add(tenant)
+    except IntegrityError:
+        found = await session.orm.scalars(
+            select(Tenant).where(Tenant.name == wanted.name).with_for_update()
+        )
+        tenant = found.one()
+        if tenant.state != TenantState.CREATING:
+            raise Problem("name_taken", f"There is a tenant named {wanted.name} already.") from None
+    await session.commit()
+    return tenant
+
+
+async def open_tenant(
+    database: Database, sealer: Sealer, tenant: Tenant, by: Circumstances
+) -> Token:
+    """In the tenant's own scope: its ledger, its first administrator's key. It is active then."""
+    token = make_token(tenant.id, new_uuid(by.at))
+    wanted = ApiKeyInput(name=FIRST_KEY, role=Role.ADMINISTRATOR)
+    async with database.tenant(tenant.id) as session:
+        own = await session.orm.get_one(Tenant, tenant.id, with_for_update=True)
+        if own.state != TenantState.CREATING:
+            raise Problem("name_taken", f"There is a tenant named {tenant.name} already.")
+        own.state = TenantState.ACTIVE
+        session.orm.add(TenantLedger(tenant_id=tenant.id))
+        session.orm.add(make_api_key(token, sealer, wanted, by.at))
+        subject = show(Kind.TENANT, tenant.id)
+        happened = Happening("tenants.created", subject, {"name": tenant.name})
+        act = Act("tenants.created", subject, details={"name": tenant.name})
+        await write_ledger(session, [happened], [act], by)
+        await session.commit()
+    tenant.state = TenantState.ACTIVE
+    return token
+
+
+async def list_tenants(session: ProviderSession, limit: int) -> list[Tenant]:
+    """Tenants by age."""
+    found = await session.orm.scalars(select(Tenant).order_by(Tenant.id).limit(limit))
+    return list(found)

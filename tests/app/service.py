@@ -1,0 +1,105 @@
+"""The application over a real database, called through ASGI."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+from sqlalchemy import URL, insert
+
+from app.api import make_app
+from app.database.sessions import Database
+from app.http.unit import Tools
+from app.identity.tokens import make_token
+from app.kit.clock import SystemClock
+from app.kit.ids import new_uuid
+from app.kit.sealing import Sealer
+from app.models import ProviderKey
+
+SECRET = bytes(range(32))
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody with a token, or nobody."""
+
+    http: httpx2.AsyncClient
+    token: str | None
+
+    async def call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """A request with the caller's token."""
+        headers = dict(options.pop("headers", {}))
+        if self.token is not None:
+            headers["authorization"] = f"Bearer {self.token}"
+        return await self.http.request(method, path, headers=headers, **options)
+
+    async def get(self, path: str, **options: Any) -> httpx2.Response:
+        return await self.call("GET", path, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> httpx2.Response:
+        return await self.call("POST", path, json=json, **options)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The application and its database."""
+
+    app: FastAPI
+    http: httpx2.AsyncClient
+    tools: Tools
+    url: URL
+    provider: Caller
+
+    @property
+    def nobody(self) -> Caller:
+        """Without a token."""
+        return Caller(self.http, None)
+
+    def caller(self, token: str) -> Caller:
+        """With this token."""
+        return Caller(self.http, token)
+
+    async def make_tenant(self, name: str | None = None) -> Caller:
+        """A new tenant's first administrator."""
+        answer = await self.provider.post(
+            "/v1/provider/tenants", {"name": name or f"tenant {next(_numbers)}"}
+        )
+        assert answer.status_code == 201, answer.text
+        return self.caller(answer.json()["token"])
+
+    async def make_caller(self, administrator: Caller, role: str) -> Caller:
+        """Somebody else of a tenant, with this role."""
+        wanted = {"name": f"key {next(_numbers)}", "role": role}
+        answer = await administrator.post("/v1/api-keys", wanted)
+        assert answer.status_code == 201, answer.text
+        return self.caller(answer.json()["token"])
+
+
+@asynccontextmanager
+async def running_service(url: URL) -> AsyncIterator[Service]:
+    """The application over this database, with a key of the provider's."""
+    tools = Tools(Database(url), Sealer(SECRET), SystemClock())
+    token = make_token(None, new_uuid(tools.clock.now()))
+    async with tools.database.provider() as session:
+        await session.orm.execute(
+            insert(ProviderKey).values(
+                id=token.id,
+                name="tests",
+                fingerprint=token.fingerprint(tools.sealer),
+                created_at=tools.clock.now(),
+            )
+        )
+        await session.commit()
+    app = make_app(tools)
+    transport = httpx2.ASGITransport(app=app)
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://holdfast") as http:
+            yield Service(app, http, tools, url, Caller(http, token.text))
+    finally:
+        await tools.database.close()

@@ -1,0 +1,217 @@
+"""Every route against every kind of caller, made from the router and the schema.
+
+C1: another tenant's object answers exactly as an absent one does; nobody comes in without a token;
+the provider's staff get nothing on tenants' routes. The matrix runs three times: whole, with the
+service's own scope removed, with row-level security off. One wall is enough; with both down the
+test must see the leak, or it would be blind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from sqlalchemy import URL, Engine, create_engine, event, text
+
+from app.api import PUBLIC
+from tests.app.service import Caller, Service, running_service
+from tests.servers.postgres import Cluster
+
+pytestmark = pytest.mark.anyio
+_SCOPE = re.compile(r"\w+\.tenant_id = %\(\w+\)s::UUID")
+CANARY = "c4n4ry-of-the-other-tenant"
+#: What each route needs to be answered with 2xx. A route that is missing here fails the test.
+BODIES: dict[str, dict[str, Any] | None] = {
+    "GET /v1/tenant": None,
+    "GET /v1/sites": None,
+    "POST /v1/sites": {"name": "made", "territory": "CH"},
+    "GET /v1/sites/{site_id}": None,
+    "PUT /v1/sites/{site_id}": {"name": "changed", "territory": "CH"},
+    "DELETE /v1/sites/{site_id}": None,
+    "GET /v1/api-keys": None,
+    "POST /v1/api-keys": {"name": "made", "role": "viewer"},
+    "GET /v1/api-keys/{api_key_id}": None,
+    "POST /v1/api-keys/{api_key_id}:revoke": None,
+    "GET /v1/events": None,
+    "GET /v1/audit": None,
+    "GET /v1/audit:verify": None,
+    "GET /v1/provider/tenants": None,
+    "POST /v1/provider/tenants": {"name": "made"},
+}
+
+
+def routes_of(service: Service) -> list[tuple[str, str]]:
+    """Every documented route that is not public: (method, path)."""
+    paths = service.app.openapi()["paths"]
+    return [
+        (method.upper(), path)
+        for path, methods in paths.items()
+        if path not in PUBLIC
+        for method in methods
+    ]
+
+
+@dataclass(frozen=True)
+class World:
+    """Two tenants, each with one object of a kind."""
+
+    service: Service
+    own: Caller
+    other: Caller
+    own_ids: dict[str, str]
+    other_ids: dict[str, str]
+
+
+async def _fill(tenant: Caller, name: str) -> dict[str, str]:
+    site = await tenant.post("/v1/sites", {"name": name, "territory": "CH"})
+    key = await tenant.post("/v1/api-keys", {"name": name, "role": "viewer"})
+    return {"site_id": site.json()["id"], "api_key_id": key.json()["id"]}
+
+
+async def make_world(service: Service) -> World:
+    """The fixture of the matrix."""
+    own, other = await service.make_tenant(), await service.make_tenant(CANARY)
+    return World(service, own, other, await _fill(own, "own"), await _fill(other, CANARY))
+
+
+def absent(ids: dict[str, str]) -> dict[str, str]:
+    """Identifiers of the right kind that nobody has."""
+    return {name: re.sub(r"_(\w).", r"_\g<1>z", value, count=1) for name, value in ids.items()}
+
+
+async def ask(caller: Caller, route: tuple[str, str], ids: dict[str, str]) -> Response:
+    """Call a route with these identifiers in its path."""
+    method, path = route
+    body = BODIES[f"{method} {path}"]
+    options = {} if body is None else {"json": body}
+    return await caller.call(method, path.format(**ids), headers={"if-match": "*"}, **options)
+
+
+def shown(answer: Response) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """What a caller can compare: all but the request's own id."""
+    headers = {name: value for name, value in answer.headers.items() if name != "request-id"}
+    body = answer.json()
+    body.pop("request_id")
+    return answer.status_code, body, headers
+
+
+@pytest.fixture(params=["whole", "without-scope", "without-rls"])
+async def world(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    with cluster.database() as url:
+        async with running_service(url) as service:
+            made = await make_world(service)
+            with _broken(request.param, url):
+                yield made
+
+
+@contextmanager
+def _broken(how: str, url: URL) -> Iterator[None]:
+    if how == "without-rls":
+        switch_rls_off(url)
+    if how != "without-scope":
+        yield
+        return
+    with scope_removed():
+        yield
+
+
+def switch_rls_off(url: URL) -> None:
+    """Take down the database's wall, as a superuser could."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        tables = connection.execute(text("SELECT tablename FROM pg_policies")).scalars().all()
+        for table in set(tables):
+            connection.execute(text(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"))
+    engine.dispose()
+
+
+@contextmanager
+def scope_removed() -> Iterator[None]:
+    """Take down the service's wall: no query says which tenant it is of."""
+
+    def drop_scope(_connection: Any, _cursor: Any, statement: str, *rest: Any) -> tuple[str, Any]:
+        return _SCOPE.sub("true", statement), rest[0]
+
+    event.listen(Engine, "before_cursor_execute", drop_scope, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", drop_scope)
+
+
+async def test_every_route_is_in_the_matrix(service: Service) -> None:
+    assert sorted(BODIES) == sorted(f"{method} {path}" for method, path in routes_of(service))
+
+
+@pytest.mark.invariant("I9")
+async def test_another_tenant_s_object_is_as_absent_as_an_absent_one(world: World) -> None:
+    for route in routes_of(world.service):
+        if "{" not in route[1]:
+            continue
+        foreign = await ask(world.own, route, world.other_ids)
+        nothing = await ask(world.own, route, absent(world.own_ids))
+        assert foreign.status_code == 404, route
+        left, right = shown(foreign), shown(nothing)
+        assert left == right, route
+
+
+@pytest.mark.invariant("I9")
+async def test_nothing_of_another_tenant_is_in_any_answer(world: World) -> None:
+    for route in routes_of(world.service):
+        if route[1].startswith("/v1/provider"):
+            continue
+        for ids in (world.own_ids, world.other_ids):
+            answer = await ask(world.own, route, ids)
+            assert CANARY not in answer.text, route
+    events = (await world.other.get("/v1/audit:verify")).json()
+    assert events["is_intact"] is True
+
+
+async def test_who_has_no_token_or_the_wrong_kind_gets_the_same_refusal(world: World) -> None:
+    tenant_token, provider_token = world.own.token or "", world.service.provider.token or ""
+    bad = [None, "", "hf_x", tenant_token[:-1] + ("0" if tenant_token[-1] != "0" else "1")]
+    bad += [tenant_token.replace("hf_", "hfp_"), provider_token.replace("hfp_", "hf_")]
+    other_tenant = (world.other.token or "").split("_")[1]
+    parts = tenant_token.split("_")
+    bad += ["_".join([parts[0], other_tenant, *parts[2:]])]
+    for route in routes_of(world.service):
+        is_provider = route[1].startswith("/v1/provider")
+        wrong = tenant_token if is_provider else provider_token
+        seen = set()
+        for token in [*bad, wrong]:
+            answer = await ask(Caller(world.own.http, token), route, world.own_ids)
+            seen.add(repr(shown(answer)))
+            assert answer.status_code == 401, (route, token)
+        assert len(seen) == 1, route
+
+
+async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None:
+    administrator = await service.make_tenant()
+    ids = await _fill(administrator, "own")
+    viewer = await service.make_caller(administrator, "viewer")
+    allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}", "GET /v1/events"}
+    for method, path in routes_of(service):
+        if path.startswith("/v1/provider"):
+            continue
+        answer = await ask(viewer, (method, path), ids)
+        if f"{method} {path}" in allowed:
+            assert answer.status_code == 200, path
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (403, "privilege_missing"), path
+    denied = (await administrator.get("/v1/audit", params={"limit": 200})).json()["items"]
+    assert sum(entry["outcome"] == "denied" for entry in denied) == len(routes_of(service)) - 2 - 4
+
+
+async def test_without_both_walls_the_matrix_sees_the_leak(cluster: Cluster) -> None:
+    with cluster.database() as url:
+        async with running_service(url) as service:
+            world = await make_world(service)
+            switch_rls_off(url)
+            with scope_removed():
+                answer = await world.own.get("/v1/sites")
+            assert CANARY in answer.text
