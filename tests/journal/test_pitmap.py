@@ -197,7 +197,7 @@ def test_a_disk_of_the_largest_size_needs_no_memory_for_it() -> None:
 
 
 def test_find_gives_the_pieces_of_a_range_cut_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pitmap, "PART_RECORDS", 5)
+    monkeypatch.setattr(pitmap, "CELL_WRITES", 5)
     builder, store = build(11)
     with open_journal(store, builder.identity, builder.tenant_key) as journal:
         images = Images(journal)

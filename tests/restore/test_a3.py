@@ -18,7 +18,7 @@ from host_agent.wire.record import Op
 from tests.model.model import BEGIN, MORE, RESIZE, SYNC, SYNC_ZERO, TRIM, WRITE, ZERO
 from tests.model.workload import FUA, Shape
 from tests.restore.replay import build, wrong_moments
-from workers.journal import pitmap
+from workers.journal import pitmap, sources
 from workers.journal.paint import Painted, paint
 
 pytestmark = pytest.mark.invariant("I3", "I4")
@@ -38,8 +38,8 @@ def test_a3_restore_every_sequence(seed: int) -> None:
 def test_a3_restore_every_sequence_when_the_map_is_made_in_many_parts(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pitmap, "PART_RECORDS", 8)
-    monkeypatch.setattr(pitmap, "BATCH_ROWS", 13)
+    monkeypatch.setattr(pitmap, "CELL_WRITES", 8)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 13)
     builder, store = build(seed)
     wrong, compared = wrong_moments(builder, store)
     assert not wrong
@@ -84,7 +84,7 @@ def one_dropped(start: Any, end: Any) -> Painted:
 
 
 def _ties_reversed(columns: dict[str, Any], low: Any, high: Any) -> Painted:
-    order = np.lexsort((-columns["entry"].astype(np.int64), columns["key"]))
+    order = np.lexsort((-np.arange(len(columns["key"])), columns["key"]))
     found = paint(np.maximum(columns["start"], low)[order], np.minimum(columns["end"], high)[order])
     return Painted(found.start, found.end, order[found.winner].astype(np.int32))
 
@@ -98,24 +98,25 @@ def _without(table: Any, *ops: int) -> Any:
 CONTROLS: dict[str, tuple[str, Callable[[], Any]]] = {
     "the earlier write wins": ("paint", lambda: earlier_wins),
     "one overlap is dropped": ("paint", lambda: one_dropped),
-    "ties of the order are reversed": ("_paint_part", lambda: _ties_reversed),
+    "ties of the order are reversed": ("_paint_cell", lambda: _ties_reversed),
     "sync blocks order by their sequence": ("_SYNC", lambda: np.zeros(256, bool)),
-    "trims are not applied": ("_WRITES", lambda: _without(pitmap._WRITES, Op.TRIM)),
-    "zeroes are not applied": ("_WRITES", lambda: _without(pitmap._WRITES, Op.ZERO)),
-    "holes of a sync are not applied": ("_WRITES", lambda: _without(pitmap._WRITES, Op.SYNC_ZERO)),
+    "trims are not applied": ("_WRITES", lambda: _without(sources._WRITES, Op.TRIM)),
+    "zeroes are not applied": ("_WRITES", lambda: _without(sources._WRITES, Op.ZERO)),
+    "holes of a sync are not applied": ("_WRITES", lambda: _without(sources._WRITES, Op.SYNC_ZERO)),
 }
 
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a3_notices_a_broken_map(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attribute, broken = CONTROLS[name]
-    monkeypatch.setattr(pitmap, attribute, broken())
+    where = pitmap if hasattr(pitmap, attribute) else sources
+    monkeypatch.setattr(where, attribute, broken())
     assert any(wrong_moments(*build(seed))[0] for seed in CONTROL_SEEDS)
 
 
 def test_a3_notices_cuts_that_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        pitmap._Plan, "_with_cuts", lambda _self, _s, _r, slot, batch: (slot, batch)
+        sources._View, "cuts", lambda _self: {n: np.empty(0, k) for n, k in sources.KINDS.items()}
     )
     shape = Shape({"root": 64}, resize_chance=0.2)
     assert any(wrong_moments(*build(seed, shape))[0] for seed in CONTROL_SEEDS)

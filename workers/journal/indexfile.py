@@ -1,24 +1,25 @@
 """Index objects as bytes: what 256 places, or 256 times as many, hold, without their payloads.
 
-FORMAT.md section 5. The same content always gives the same bytes, so that two who make one agree.
+FORMAT.md section 5. A summary at the front is all that opening a journal reads; what a map needs
+lies in sections, each sealed by itself, so that a part of the address space is one ranged read. The
+same content always gives the same bytes, so that two who make one agree.
 """
 
 from __future__ import annotations
 
 import hmac
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from enum import IntEnum
 
 import msgspec
-import numpy as np
 import zstandard
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from numpy.typing import NDArray
 
 from host_agent.wire.errors import (
     ChecksumMismatch,
@@ -39,43 +40,39 @@ SPAN = 256
 #: Level 2 stands for 65,536 places: eighteen hours at one a second, forty of them for 30 days.
 LEVELS = 2
 
-#: An object is read in one piece, and held in memory several times while it is opened.
+#: What a store reads in one piece, and what a writer holds in memory.
 INDEX_BYTES_MAX = 60 * MIB
 
-#: Plain bytes: compressible content must not fill the memory.
-PLAIN_BYTES_MAX = 512 * MIB
+#: Plain bytes of a section: compressible content must not fill the memory.
+PLAIN_BYTES_MAX = 64 * MIB
+
+#: Entries of a section: small, so that little is read along; their columns are about 500 KiB.
+SECTION_ENTRIES = 16 * KIB
+#: Rows (times, flags) and frames of a section.
+SECTION_ROWS = 256 * KIB
+SECTION_FRAMES = 16 * KIB
 
 _CLEAR_BYTES_MAX = 8 * MIB
-_SEAL_OVERHEAD_MAX = 64 * KIB
+_SUMMARY_PLAIN_MAX = 64 * MIB
 _MAGIC = b"HFINDEX\x01"
 _HEAD = struct.Struct("<8sIIQQQ32s32s32s32sIIQ320s")
-assert _HEAD.size == 184 + TRAILER_BYTES
+HEAD_BYTES = _HEAD.size
+assert HEAD_BYTES == 184 + TRAILER_BYTES
 _HASH_BYTES = 32
+_TAG_BYTES = 16
 _INFO = b"holdfast index v1"
 _SALT_CONTEXT = "holdfast index salt v1"
 _LEVEL_ZSTD = 3
 
-Columns = dict[str, NDArray[Any]]
 
-#: Column to (type, whether differences are stored).
-ROWS = {"time": ("<u8", True), "flags": ("u1", False)}
-FRAMES = {
-    "place": ("<u8", True),
-    "records": ("<u4", False),
-    "payload_offset": ("<u8", True),
-    "payload_sealed": ("<u4", False),
-    "payload_plain": ("<u4", False),
-}
-ENTRIES = {
-    "row": ("<u8", True),
-    "offset": ("<u8", True),
-    "aux": ("<u8", True),
-    "length": ("<u4", False),
-    "payload_at": ("<u4", True),
-    "frame": ("<u4", True),
-    "disk": ("<u2", False),
-    "op": ("u1", False),
-}
+class Kind(IntEnum):
+    """What a section holds."""
+
+    MARKS = 1
+    ROWS = 2
+    FRAMES = 3
+    ANCHOR = 4
+    ENTRIES = 5
 
 
 @dataclass(frozen=True)
@@ -110,23 +107,40 @@ class GenerationPart(msgspec.Struct, frozen=True, array_like=True):
     specials: list[Special]
 
 
-@dataclass(frozen=True)
-class IndexBody:
-    """What is sealed. Rows and frames count from the object's first.
+class Section(msgspec.Struct, frozen=True, array_like=True):
+    """A section, in the object's order. `sealed` and `plain` in bytes; `count` rows of columns.
 
-    `generations` are in the order of the chain. `anchor` and `anchor_hash` are those
-    of the record hash, `since_anchor` the records after the anchor; `link` is what the reader has
-    hashed of the frames' headers.
+    ROWS: `low` is the first row. FRAMES: `low` is the first frame, `high` its first row. ENTRIES:
+    of the disk number `disk`, all that overlaps `low` .. `high`, cut to it.
+    """
+
+    kind: int
+    count: int
+    sealed: int
+    plain: int
+    disk: int = 0
+    low: int = 0
+    high: int = 0
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What opening a journal needs.
+
+    `generations` are in the order of the chain. `anchor` and `anchor_hash` are those of the record
+    hash; `link` is what the reader has hashed of the frames' headers.
     """
 
     generations: list[GenerationPart]
-    rows: Columns
-    frames: Columns
-    entries: Columns
+    frames: int
     anchor: int
     anchor_hash: bytes
-    since_anchor: bytes
     link: bytes
+    sections: list[Section]
+
+    @property
+    def records(self) -> int:
+        """Records of the interval."""
+        return sum(part.records for part in self.generations)
 
 
 class _Clear(msgspec.Struct, frozen=True):
@@ -134,163 +148,194 @@ class _Clear(msgspec.Struct, frozen=True):
     hashes: list[str]
 
 
-class _Plain(msgspec.Struct, frozen=True):
-    generations: list[GenerationPart]
-    rows: dict[str, bytes]
-    frames: dict[str, bytes]
-    entries: dict[str, bytes]
-    anchor: int
-    anchor_hash: bytes
-    since_anchor: bytes
-    link: bytes
-
-
-def pack_columns(columns: Columns, kinds: dict[str, tuple[str, bool]]) -> dict[str, bytes]:
-    """Columns as byte planes, of differences where `kinds` says so."""
-    packed = {}
-    for name, (kind, differs) in kinds.items():
-        column = np.ascontiguousarray(columns[name], dtype=kind)
-        if differs and len(column):
-            # Modulo the type's size, so that every value comes back.
-            column = np.concatenate([column[:1], column[1:] - column[:-1]]).astype(kind)
-        planes = column.view(np.uint8).reshape(len(column), column.itemsize)
-        packed[name] = planes.T.tobytes()
-    return packed
-
-
-def unpack_columns(packed: dict[str, bytes], kinds: dict[str, tuple[str, bool]]) -> Columns:
-    """What `pack_columns` made; WireError, KeyError."""
-    columns: Columns = {}
-    for name, (kind, differs) in kinds.items():
-        data, size = packed[name], np.dtype(kind).itemsize
-        if len(data) % size:
-            raise WireError("A column of an index object is cut off.")
-        planes = np.frombuffer(data, np.uint8).reshape(size, len(data) // size)
-        column = np.ascontiguousarray(planes.T).reshape(-1).view(kind)
-        columns[name] = np.cumsum(column, dtype=kind) if differs else column
-    if len({len(column) for column in columns.values()}) != 1:
-        raise WireError("The columns of an index object are not equally long.")
-    return columns
-
-
-def _plain(body: IndexBody) -> bytes:
-    return msgspec.msgpack.encode(
-        _Plain(
-            body.generations,
-            pack_columns(body.rows, ROWS),
-            pack_columns(body.frames, FRAMES),
-            pack_columns(body.entries, ENTRIES),
-            body.anchor,
-            body.anchor_hash,
-            body.since_anchor,
-            body.link,
-        )
-    )
-
-
 def _keys(data_key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
     okm = HKDF(SHA256(), 64, salt, _INFO).derive(data_key)
     return AESGCM(okm[:32]), okm[32:]
 
 
-def _authenticated(identity: Identity, head: bytes, clear: bytes) -> bytes:
-    return b"HFAI1" + identity.seal_bytes + head + clear
+def _authenticated(number: int, identity: Identity, head: bytes, clear: bytes = b"") -> bytes:
+    return b"HFAI1" + struct.pack("<I", number) + identity.seal_bytes + head + clear
 
 
-def build_index(head: IndexHead, body: IndexBody, identity: Identity, data_key: bytes) -> bytes:
-    """The object's bytes; LimitExceeded where it would be larger than is read in one piece.
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "little")
 
-    `data_key` is that of the generation of `head.newest`. The salt is a keyed hash of the content:
-    the same content is sealed to the same bytes, other content under another key.
-    """
-    plain = _plain(body)
-    clear = msgspec.json.encode(_Clear(head.keys, head.hashes))
-    trailer = pack_trailer(head.newest)
-    if len(plain) > PLAIN_BYTES_MAX or len(clear) > _CLEAR_BYTES_MAX:
-        raise LimitExceeded(f"An index object of {len(plain)} bytes is larger than allowed.")
-    content = b"".join([struct.pack("<IQ", head.level, head.number), trailer, clear, plain])
-    salt_key = blake3(data_key, derive_key_context=_SALT_CONTEXT).digest()
-    salt = blake3(content, key=salt_key).digest()
-    aead, commitment = _keys(data_key, salt)
-    packed = zstandard.ZstdCompressor(level=_LEVEL_ZSTD).compress(plain)
-    fixed = _HEAD.pack(
-        _MAGIC, 1, head.level, head.number, head.first_place, head.last_place, head.identity_hash,
-        head.previous, salt, commitment, len(clear), len(packed) + 16, len(plain), trailer,
-    )  # fmt: skip
-    sealed = aead.encrypt(bytes(12), packed, _authenticated(identity, fixed, clear))
-    whole = fixed + clear + sealed
-    if len(whole) + _HASH_BYTES > INDEX_BYTES_MAX:
-        raise LimitExceeded(f"An index object of {len(whole)} bytes is larger than allowed.")
-    return whole + blake3(whole).digest()
+
+class IndexBuilder:
+    """Takes sections in their order, then gives the object's bytes."""
+
+    def __init__(self, level: int, number: int, data_key: bytes) -> None:
+        """`data_key` is that of the generation of the last segment."""
+        self._data_key = data_key
+        salt_key = blake3(data_key, derive_key_context=_SALT_CONTEXT).digest()
+        self._salt = blake3(struct.pack("<IQ", level, number), key=salt_key)
+        self._packed: list[bytes] = []
+        self._bytes = 0
+        self.sections: list[Section] = []
+
+    def add(self, section: Section, plain: bytes) -> None:
+        """The next section; its lengths are filled in. LimitExceeded."""
+        packed = zstandard.ZstdCompressor(level=_LEVEL_ZSTD).compress(plain)
+        self._salt.update(struct.pack("<Q", len(plain)))
+        self._salt.update(plain)
+        self._packed.append(packed)
+        self._bytes += len(packed) + _TAG_BYTES
+        if self._bytes > INDEX_BYTES_MAX or len(plain) > PLAIN_BYTES_MAX:
+            raise LimitExceeded(f"An index object of {self._bytes} bytes is larger than allowed.")
+        lengths = {"sealed": len(packed) + _TAG_BYTES, "plain": len(plain)}
+        self.sections.append(msgspec.structs.replace(section, **lengths))
+
+    def finish(self, head: IndexHead, summary: Summary, identity: Identity) -> bytes:
+        """The object; LimitExceeded where it would be larger than is read in one piece.
+
+        The salt is a keyed hash of the content: the same content is sealed to the same bytes, other
+        content under another key.
+        """
+        plain = msgspec.msgpack.encode(summary)
+        clear = msgspec.json.encode(_Clear(head.keys, head.hashes))
+        trailer = pack_trailer(head.newest)
+        for part in (trailer, clear, plain):
+            self._salt.update(struct.pack("<Q", len(part)))
+            self._salt.update(part)
+        salt = self._salt.digest()
+        aead, commitment = _keys(self._data_key, salt)
+        packed = zstandard.ZstdCompressor(level=_LEVEL_ZSTD).compress(plain)
+        first = len(packed) + _TAG_BYTES
+        length = HEAD_BYTES + len(clear) + first + self._bytes + _HASH_BYTES
+        if length > INDEX_BYTES_MAX or max(len(clear), first) > _CLEAR_BYTES_MAX:
+            raise LimitExceeded(f"An index object of {length} bytes is larger than allowed.")
+        fixed = _HEAD.pack(
+            _MAGIC, 1, head.level, head.number, head.first_place, head.last_place,
+            head.identity_hash, head.previous, salt, commitment, len(clear), first, length, trailer,
+        )  # fmt: skip
+        parts = [fixed, clear]
+        parts.append(aead.encrypt(_nonce(0), packed, _authenticated(0, identity, fixed, clear)))
+        for number, data in enumerate(self._packed, 1):
+            known = _authenticated(number, identity, fixed)
+            parts.append(aead.encrypt(_nonce(number), data, known))
+        whole = b"".join(parts)
+        return whole + blake3(whole).digest()
 
 
 @dataclass(frozen=True)
 class SealedIndex:
-    """An index object, its hash and clear part checked, its sealed part not opened yet."""
+    """An index object whose head was read. Nothing of it is believed before it was opened."""
 
     head: IndexHead
+    length: int
     _salt: bytes
     _commitment: bytes
     _fixed: bytes
     _clear: bytes
-    _sealed: bytes
-    _plain_length: int
+    _summary: bytes
 
-    def open(self, identity: Identity, data_key: bytes) -> IndexBody:
-        """The sealed part; WrongKey, UnsealFailed, WireError."""
+    def open(self, identity: Identity, data_key: bytes) -> OpenIndex:
+        """The summary; WrongKey, UnsealFailed, WireError."""
         aead, commitment = _keys(data_key, self._salt)
         if not hmac.compare_digest(commitment, self._commitment):
             raise WrongKey("The index object was not sealed with this data key.")
-        known = _authenticated(identity, self._fixed, self._clear)
+        known = _authenticated(0, identity, self._fixed, self._clear)
+        packed = _unseal(aead, 0, self._summary, known)
         try:
-            packed = aead.decrypt(bytes(12), self._sealed, known)
-        except InvalidTag:
-            raise UnsealFailed(
-                "The index object was changed after it was sealed.",
-                hint="It can be made again from the journal: remove it.",
-            ) from None
-        return _parse_body(decompress(packed, self._plain_length))
+            length = zstandard.frame_content_size(packed)
+        except zstandard.ZstdError as error:
+            raise WireError(f"An index object's summary is malformed: {error}.") from None
+        if not 0 < length <= _SUMMARY_PLAIN_MAX:
+            raise WireError("An index object's summary is longer than any.")
+        try:
+            summary = msgspec.msgpack.decode(decompress(packed, length), type=Summary)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise WireError(f"An index object's summary is malformed: {error}.") from None
+        first = HEAD_BYTES + len(self._clear) + len(self._summary)
+        whole = first + sum(section.sealed for section in summary.sections) + _HASH_BYTES
+        if whole != self.length:
+            raise WireError("The sections of the index object do not fill it.")
+        return OpenIndex(self.head, summary, _Opener(aead, identity, self._fixed), first)
 
 
-def _parse_body(plain: bytes) -> IndexBody:
+def _unseal(aead: AESGCM, number: int, sealed: bytes | memoryview, known: bytes) -> bytes:
     try:
-        found = msgspec.msgpack.decode(plain, type=_Plain)
-        return IndexBody(
-            found.generations,
-            unpack_columns(found.rows, ROWS),
-            unpack_columns(found.frames, FRAMES),
-            unpack_columns(found.entries, ENTRIES),
-            found.anchor,
-            found.anchor_hash,
-            found.since_anchor,
-            found.link,
-        )
-    except (msgspec.DecodeError, KeyError, RecursionError) as error:
-        raise WireError(f"An index object's content is malformed: {error}.") from None
+        return aead.decrypt(_nonce(number), sealed, known)
+    except (InvalidTag, ValueError):
+        raise UnsealFailed(
+            "The index object was changed after it was sealed.",
+            hint="It can be made again from the journal: remove it.",
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Opener:
+    aead: AESGCM
+    identity: Identity
+    fixed: bytes
+
+
+class OpenIndex:
+    """An index object whose summary is known. For several threads."""
+
+    def __init__(self, head: IndexHead, summary: Summary, opener: _Opener, first: int) -> None:
+        self.head = head
+        self.summary = summary
+        self._opener = opener
+        self._starts = [first]
+        for section in summary.sections:
+            self._starts.append(self._starts[-1] + section.sealed)
+
+    def span(self, numbers: Iterable[int]) -> tuple[int, int]:
+        """The bytes of the object from the first to the last of these sections: start, end."""
+        chosen = list(numbers)
+        return self._starts[min(chosen)], self._starts[max(chosen) + 1]
+
+    def open(self, number: int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
+        """A section's plain bytes; `read(start, length)` gives bytes of the object. UnsealFailed,
+        WireError."""
+        section, opener = self.summary.sections[number], self._opener
+        if section.plain > PLAIN_BYTES_MAX:
+            raise WireError("A section of an index object is longer than any.")
+        sealed = read(self._starts[number], section.sealed)
+        known = _authenticated(number + 1, opener.identity, opener.fixed)
+        packed = _unseal(opener.aead, number + 1, sealed, known)
+        return decompress(packed, section.plain)
 
 
 def parse_index(data: bytes) -> SealedIndex:
-    """Check an object's hash and read its clear part; WireError, ChecksumMismatch, no key
+    """Check a whole object's hash and read its clear part; WireError, ChecksumMismatch, no key
     needed."""
-    if len(data) < _HEAD.size + _HASH_BYTES:
+    sealed = parse_front(data)
+    if sealed is None or sealed.length != len(data):
         raise WireError("The index object is cut off.")
-    fixed = data[: _HEAD.size]
-    fields = _HEAD.unpack(fixed)
+    if blake3(data[:-_HASH_BYTES]).digest() != data[-_HASH_BYTES:]:
+        raise ChecksumMismatch("The index object does not match its hash.")
+    return sealed
+
+
+def front_length(data: bytes) -> int:
+    """Bytes of head, clear part and summary, by the head in `data`; WireError."""
+    if len(data) < HEAD_BYTES + _HASH_BYTES:
+        raise WireError("The index object is cut off.")
+    fields = _HEAD.unpack_from(data)
     if fields[0] != _MAGIC or fields[1] != 1:
         raise WireError(
             "The object is no index object of a version that this software reads.",
             hint="Update this software, or remove the object: it can be made again.",
         )
-    if blake3(data[:-_HASH_BYTES]).digest() != data[-_HASH_BYTES:]:
-        raise ChecksumMismatch("The index object does not match its hash.")
+    clear, summary = fields[10:12]
+    if max(clear, summary) > _CLEAR_BYTES_MAX:
+        raise WireError("The parts of the index object are longer than any.")
+    return int(HEAD_BYTES + clear + summary)
+
+
+def parse_front(data: bytes) -> SealedIndex | None:
+    """What lies before the sections, from the object's first bytes; None if these are too few."""
+    end = front_length(data)
+    if len(data) < end:
+        return None
+    fixed = data[:HEAD_BYTES]
+    fields = _HEAD.unpack(fixed)
     level, number, first, last = fields[2:6]
-    clear_length, sealed_length, plain_length = fields[10:13]
-    clear = data[_HEAD.size : _HEAD.size + clear_length]
-    sealed = data[_HEAD.size + clear_length : -_HASH_BYTES]
-    if (len(clear), len(sealed)) != (clear_length, sealed_length) or plain_length > PLAIN_BYTES_MAX:
-        raise WireError("The parts of the index object do not fill it.")
     if not 1 <= level <= 7 or not 1 <= number < 1 << 40:
         raise WireError("The index object has a number that none has.")
+    clear = data[HEAD_BYTES : HEAD_BYTES + fields[10]]
     try:
         keys = msgspec.json.decode(clear, type=_Clear)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -299,4 +344,5 @@ def parse_index(data: bytes) -> SealedIndex:
     head = IndexHead(level, number, fields[6], fields[7], newest, keys.keys, keys.hashes)
     if (first, last, newest.place) != (head.first_place, head.last_place, head.last_place):
         raise WireError("The index object stands for other places than its name says.")
-    return SealedIndex(head, fields[8], fields[9], fixed, clear, sealed, plain_length)
+    summary = data[HEAD_BYTES + fields[10] : end]
+    return SealedIndex(head, fields[12], fields[8], fields[9], fixed, clear, summary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -18,73 +18,32 @@ from host_agent.wire.hashing import RecordHash
 from host_agent.wire.names import Identity, chain_name
 from host_agent.wire.record import RECORD
 from host_agent.wire.segment import SegmentInfo
+from workers.journal.blocks import FoundIndex, IndexBlock, Instead, Run, run_of_frame, run_of_row
 from workers.journal.chain import DAMAGE, Loaded, read_tail
+from workers.journal.columns import Columns
 from workers.journal.errors import JournalDamaged, LayerDamaged, PayloadDamaged
-from workers.journal.indexfile import IndexBody, IndexHead
 from workers.journal.layers import LAYER_PLACES, LayerContent, LayerSet, check_piece
+from workers.journal.marks import MarkColumns
 from workers.journal.opening import (
     KeyRing,
     OpenedFrame,
     OpenedSegment,
     check_payload,
 )
+from workers.journal.runs import (
+    ENTRY_COLUMNS,
+    FRAME_COLUMNS,
+    ROW_COLUMNS,
+    FrameInfo,
+    FrameSums,
+    LayerRun,
+    SegmentRun,
+)
 from workers.journal.spool import ColumnSpool
 from workers.journal.statements import Statement
 from workers.journal.timeline import Timeline
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
-
-#: Of every record, by row.
-_ROW_COLUMNS = {"time": "<u8", "flags": "u1"}
-
-#: Of entries, in the order of their rows: the records of segments that were opened, and what index
-#: objects kept of others (whole records, or the parts of them that nothing in the interval hides).
-_ENTRY_COLUMNS = {
-    "row": "<u8",
-    "offset": "<u8",
-    "aux": "<u8",
-    "length": "<u4",
-    "crc": "<u4",
-    "payload_length": "<u4",
-    "payload_at": "<u4",
-    "frame": "<u4",
-    "disk": "<u2",
-    "op": "u1",
-}
-_FRAME_COLUMNS = {
-    "place": "<u8",
-    "generation": "<u4",
-    "first_row": "<u8",
-    "records": "<u4",
-    "payload_offset": "<u8",
-    "payload_sealed": "<u4",
-    "payload_plain": "<u4",
-    "header_at": "<u8",
-    "header_length": "<u4",
-}
-
-
-@dataclass(frozen=True)
-class FrameInfo:
-    """Where a frame lies. Bytes and rows; `number` counts the frames of the whole chain."""
-
-    number: int
-    place: int
-    generation: int
-    first_row: int
-    records: int
-    payload_offset: int
-    payload_sealed: int
-
-
-@dataclass(frozen=True)
-class FrameSums:
-    """Where each record's data lies in a frame's payload, and the CRC that the tap took of it."""
-
-    payload_at: NDArray[np.uint32]
-    payload_length: NDArray[np.uint32]
-    crc: NDArray[np.uint32]
-
 
 _LINK_BYTES = 32
 
@@ -103,7 +62,7 @@ class Keeper(Protocol):
         """A segment, after its frames."""
         ...
 
-    def take_index(self, head: IndexHead, body: IndexBody) -> None:
+    def take_index(self, block: IndexBlock) -> None:
         """What an index object stands for."""
         ...
 
@@ -119,17 +78,22 @@ class Journal:
         self.keys = keys
         self.spool_directory = spool
         self.timeline = Timeline((identity.group, identity.host))
+        #: Everything that was taken, in order.
+        self.runs: list[Run] = []
+        self.frames = 0
         self.damage: JournalDamaged | None = None
         self.statement: Statement | None = None
         self.segments = 0
         self.newest: SegmentInfo | None = None
-        self._rows = ColumnSpool(_ROW_COLUMNS, spool)
-        self._entries = ColumnSpool(_ENTRY_COLUMNS, spool)
-        self._frames = ColumnSpool(_FRAME_COLUMNS, spool)
+        self._rows = ColumnSpool(ROW_COLUMNS, spool)
+        self._entries = ColumnSpool(ENTRY_COLUMNS, spool)
+        self._frames = ColumnSpool(FRAME_COLUMNS, spool)
         self._headers = ColumnSpool({"byte": "u1"}, spool)
         self._links = ColumnSpool({"byte": "u1"}, spool)
         self._link = bytes(_LINK_BYTES)
         self._hash = RecordHash()
+        #: The block whose records the running hash goes on from, until a segment follows it.
+        self._behind: IndexBlock | None = None
         #: What stands for the chain's beginning; None: nothing was given up.
         self.layers: LayerSet | None = None
         self._layer_crcs = np.empty(0, np.uint32)
@@ -150,51 +114,91 @@ class Journal:
 
     def close(self) -> None:
         """Give the temporary files back."""
+        for run in self.runs:
+            if isinstance(run, IndexBlock):
+                run.close()
         for spool in (self._rows, self._entries, self._frames, self._headers, self._links):
             spool.close()
 
     @property
     def rows(self) -> int:
         """Records of the whole chain."""
-        return self._rows.rows
+        return self.timeline.rows
 
     @property
-    def frames(self) -> int:
-        """Frames of the whole chain."""
-        return self._frames.rows
+    def blocks(self) -> list[IndexBlock]:
+        """The index objects that stand for segments."""
+        return [run for run in self.runs if isinstance(run, IndexBlock)]
 
     def column(self, name: str) -> NDArray[Any]:
-        """`time` and `flags` by row; any other column of `_ENTRY_COLUMNS` by entry."""
-        spool = self._rows if name in _ROW_COLUMNS else self._entries
+        """A column of the rows of the segments that were opened, one after another."""
+        spool = self._rows if name in ROW_COLUMNS else self._entries
         return spool.column(name)
 
-    def entries(self, first_row: int, end_row: int) -> tuple[int, int]:
-        """The entries of the rows from `first_row` up to before `end_row`: first, and one after the
-        last."""
-        ends = np.array([first_row, end_row], np.uint64)
-        first, end = np.searchsorted(self._entries.column("row"), ends).tolist()
-        return first, end
+    def frame_column(self, name: str) -> NDArray[Any]:
+        """A column of the frames of the segments that were opened."""
+        return self._frames.column(name)
+
+    def times(self, first_row: int, end_row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Times and flags of rows, which may be of any run."""
+        parts = [
+            run.times(max(first_row, run.first_row), min(end_row, run.first_row + run.rows))
+            for run in self.runs
+            if run.first_row < end_row and run.first_row + run.rows > first_row
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return np.empty(0, np.uint64), np.empty(0, np.uint8)
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def time(self, row: int) -> int:
+        """The time of a row, nanoseconds UTC."""
+        return int(self.times(row, row + 1)[0][0])
+
+    def rows_until(self, first_row: int, end_row: int, time: int) -> int:
+        """How many of the rows of one generation are not after `time`: they are the first."""
+        for run in reversed(self.runs):
+            first, end = max(run.first_row, first_row), min(run.first_row + run.rows, end_row)
+            if first >= end:
+                continue
+            if isinstance(run, IndexBlock) and (run.ends_at(end) and run.newest_time <= time):
+                return end - first_row
+            # As the column's own type: a Python integer would be compared as a float.
+            found = np.searchsorted(self.times(first, end)[0], np.uint64(time), "right")
+            if found:
+                return first - first_row + int(found)
+        return 0
 
     def frame_of(self, row: int) -> int:
         """The number of the frame that holds a row."""
-        first_rows = self._frames.column("first_row")
-        return int(np.searchsorted(first_rows, np.uint64(row), "right")) - 1
+        return run_of_row(self.runs, row).frame_at(row)
+
+    def marks_between(self, first_row: int, end_row: int) -> MarkColumns:
+        """The markers of some rows, counted from the first of them."""
+        return self.timeline.marks.between(first_row, end_row)
 
     @property
     def link(self) -> bytes:
         """`frames_hash` of the newest frame; zeroes before the first."""
         return self._link
 
-    @property
     def record_hash(self) -> RecordHash:
-        """The running record hash of the newest generation."""
+        """The running record hash of the newest generation. Raises what DAMAGE names."""
+        if self._behind is not None:
+            block, self._behind = self._behind, None
+            self._hash = RecordHash(block.summary.anchor, block.summary.anchor_hash)
+            self._hash.update(block.since_anchor())
         return self._hash
+
+    @property
+    def behind(self) -> IndexBlock | None:
+        """The index object that the next segment follows, if its record hash was not read yet."""
+        return self._behind
 
     def is_open(self, row: int) -> bool:
         """Whether the row's segment itself was opened: only such moments have a map."""
-        if row < len(self.timeline.layers):
-            return True
-        return bool(self._frames.column("header_length")[self.frame_of(row)])
+        return isinstance(run_of_row(self.runs, row), SegmentRun)
 
     @property
     def first_place(self) -> int:
@@ -207,34 +211,27 @@ class Journal:
             return self.layers.part_name(place)
         return chain_name(self.identity, place)
 
-    @property
-    def entry_count(self) -> int:
-        """Entries of the whole chain."""
-        return self._entries.rows
-
-    def frame_column(self, name: str) -> NDArray[Any]:
-        """A column of all frames."""
-        return self._frames.column(name)
-
     def frame(self, number: int) -> FrameInfo:
         """Where a frame lies."""
-        value = {
-            name: int(self._frames.column(name)[number])
-            for name in (
-                "place",
-                "generation",
-                "first_row",
-                "records",
-                "payload_offset",
-                "payload_sealed",
-            )
-        }
-        return FrameInfo(number, **value)
+        found = run_of_frame(self.runs, number).frame(number)
+        generation, _ = self.timeline.position(found["first_row"])
+        names = ("place", "first_row", "records", "payload_offset", "payload_sealed",
+                 "payload_plain")  # fmt: skip
+        return FrameInfo(number, generation=generation, **{name: found[name] for name in names})
+
+    def frame_range(self, first: int, end: int) -> Columns:
+        """The columns of frames, which may be of any run, and their first rows."""
+        parts = [
+            run.frame_columns(max(first, run.first_frame), min(end, run.first_frame + run.frames))
+            for run in self.runs
+            if run.first_frame < end and run.first_frame + run.frames > first
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def frames_hash(self, number: int) -> bytes:
         """A running BLAKE3 of the clear headers of all frames up to `number`: they hold the record
         hashes."""
-        at = number * _LINK_BYTES
+        at = max(0, self._spooled(number)) * _LINK_BYTES
         return self._links.column("byte")[at : at + _LINK_BYTES].tobytes()
 
     def open_payload(self, frame: FrameInfo, sealed: bytes | memoryview) -> bytes:
@@ -258,9 +255,8 @@ class Journal:
 
     def _open_piece(self, frame: FrameInfo, sealed: bytes | memoryview) -> bytes:
         assert self.layers is not None
-        length = int(self._frames.column("payload_plain")[frame.number])
         try:
-            plain = self.layers.open_piece(frame.place, frame.number, sealed, length)
+            plain = self.layers.open_piece(frame.place, frame.number, sealed, frame.payload_plain)
             check_piece(plain, int(self._layer_crcs[frame.number]))
         except DAMAGE as error:
             name = self.object_name(frame.place)
@@ -270,22 +266,31 @@ class Journal:
             ) from error
         return plain
 
+    def _spooled(self, number: int) -> int:
+        """The place of an opened frame in the spools; -1 for one behind an index object."""
+        run = run_of_frame(self.runs, number)
+        if not isinstance(run, SegmentRun):
+            return -1
+        return number - run.first_frame + run.spooled_frame
+
     def _header_bytes(self, frame: FrameInfo) -> bytes:
-        length = int(self._frames.column("header_length")[frame.number])
-        if not length:
+        spooled = self._spooled(frame.number)
+        if spooled < 0:
             return self._behind_index(frame).ref.header_bytes
-        at = int(self._frames.column("header_at")[frame.number])
+        length = int(self._frames.column("header_length")[spooled])
+        at = int(self._frames.column("header_at")[spooled])
         return self._headers.column("byte")[at : at + length].tobytes()
 
     def frame_sums(self, frame: FrameInfo) -> FrameSums:
         """A frame's records' checksums; PayloadDamaged where they must be read and cannot be."""
         if frame.place >= LAYER_PLACES:
             crc = self._layer_crcs[frame.number : frame.number + 1]
-            plain = self._frames.column("payload_plain")[frame.number : frame.number + 1]
-            return FrameSums(np.zeros(1, np.uint32), plain, crc)
+            return FrameSums(np.zeros(1, np.uint32), np.full(1, frame.payload_plain), crc)
         names = ("payload_at", "payload_length", "crc")
-        if int(self._frames.column("header_length")[frame.number]):
-            first, end = self.entries(frame.first_row, frame.first_row + frame.records)
+        run = run_of_frame(self.runs, frame.number)
+        if isinstance(run, SegmentRun):
+            first = frame.first_row - run.first_row + run.entry_range()[0]
+            end = first + frame.records
             return FrameSums(*(self._entries.column(name)[first:end] for name in names))
         records = self._behind_index(frame).records
         ends = np.cumsum(records["payload_length"], dtype=np.uint32)
@@ -322,11 +327,15 @@ class Journal:
             self.timeline.begin_with(layers.base())
         except (ValueError, WireError) as error:
             raise LayerDamaged(layers.name, str(error)) from error
+        run = LayerRun(self)
         crcs = [np.empty(0, np.uint32)]
         for row, content in enumerate(layers.contents(self.keys)):
             self._take_layer(row, content)
             crcs.append(content.frames["crc"])
         self._layer_crcs = np.concatenate(crcs)
+        run.rows, run.frames, self.frames = self.rows, self._frames.rows, self._frames.rows
+        run.entry_count = self._entries.rows
+        self.runs.append(run)
         body = layers.body
         self._hash = RecordHash(body.anchor, body.anchor_hash)
         self._hash.update(np.frombuffer(body.since_anchor, RECORD))
@@ -347,11 +356,9 @@ class Journal:
                 "row": np.full(count, row, np.uint64),
             }
         )
-        kept = self.timeline.layers[row]
         self._frames.append(
             {
                 **content.frames,
-                "generation": np.full(frames, kept.generation, np.uint32),
                 "first_row": np.full(frames, row, np.uint64),
                 **{n: np.zeros(frames, np.uint32) for n in ("records", "header_at")},
                 "header_length": np.zeros(frames, np.uint32),
@@ -359,68 +366,42 @@ class Journal:
         )
         self._links.append({"byte": np.zeros(frames * _LINK_BYTES, np.uint8)})
 
-    def take_index(self, head: IndexHead, body: IndexBody) -> None:
-        """Add what an index object stands for: the next places of the chain. WireError."""
-        newest = self.newest
+    def take_index(self, found: FoundIndex, instead: Callable[[], Instead]) -> None:
+        """Add what an index object stands for: the next places of the chain. WireError.
+
+        `instead` opens the journal without it, for when a part of it turns out to be damaged.
+        """
+        newest, head = self.newest, found.head
         if (newest.hash if newest else bytes(32)) != head.previous:
             raise WireError("The index object does not follow the segment before it.")
-        rows, frames = self._rows.rows, self._frames.rows
-        count = len(body.entries["row"])
-        zeroes = np.zeros(count, np.uint32)
-        self._entries.append(
-            {
-                **body.entries,
-                "row": body.entries["row"] + np.uint64(rows),
-                "frame": body.entries["frame"] + np.uint32(frames),
-                "crc": zeroes,
-                "payload_length": zeroes,
-            }
-        )
-        self._rows.append(body.rows)
-        self._replay(body)
-        self._take_frames(body, rows)
-        if self._rows.rows != self.timeline.rows:
-            raise WireError("The index object's generations are not as long as its columns.")
-        self._link = body.link
+        block = IndexBlock(found, (self.rows, self.frames), instead)
+        for part in block.summary.generations:
+            if not self.timeline.generations or self.timeline.generations[-1].name != part.name:
+                self.timeline.start_generation(part.name)
+            self.timeline.replay(part.records, part.specials)
+        self.timeline.marks.add_later(block.marks)
+        self.runs.append(block)
+        self.frames += block.frames
+        self._link = block.summary.link
+        self._behind = block
         self.segments += head.last_place - head.first_place + 1
         self.newest = head.newest
-        self._check_position(head.newest)
+        generations = self.timeline.generations
+        stated = (generations[-1].name, generations[-1].last_seq) if generations else (bytes(16), 0)
+        if stated != (head.newest.generation, head.newest.last_seq):
+            raise WireError("The index object's trailer states another position than it leads to.")
         if self.keeper is not None:
-            self.keeper.take_index(head, body)
-
-    def _take_frames(self, body: IndexBody, rows: int) -> None:
-        records = body.frames["records"].astype(np.uint64)
-        ends = np.cumsum(records, dtype=np.uint64)
-        known = {g.name: g.index for g in self.timeline.generations}
-        parts = [known[part.name] for part in body.generations]
-        edges = np.cumsum([part.records for part in body.generations], dtype=np.uint64)
-        number = np.searchsorted(edges, ends - records, "right")
-        if len(number) and int(number[-1]) >= len(parts):
-            raise WireError("The index object has more frames than records.")
-        none = np.zeros(len(ends), np.uint64)
-        added = {
-            "generation": np.array(parts or [0], np.uint32)[number],
-            "first_row": ends - records + np.uint64(rows),
-            "header_at": none,
-            "header_length": none,
-        }
-        self._frames.append({**body.frames, **added})
-        self._links.append({"byte": np.zeros(len(ends) * _LINK_BYTES, np.uint8)})
-
-    def _replay(self, body: IndexBody) -> None:
-        timeline = self.timeline
-        for part in body.generations:
-            if not timeline.generations or timeline.generations[-1].name != part.name:
-                timeline.start_generation(part.name)
-            timeline.replay(part.records, part.specials)
-        self._hash = RecordHash(body.anchor, body.anchor_hash)
-        self._hash.update(np.frombuffer(body.since_anchor, RECORD))
+            self.keeper.take_index(block)
 
     def take(self, segment: Loaded[OpenedSegment]) -> None:
         """Add the next segment of the chain. Raises what DAMAGE names if it contradicts the
         rest."""
         if segment.made.key_problem is not None:
             raise segment.made.key_problem
+        self.record_hash()
+        if not self.runs or type(self.runs[-1]) is not SegmentRun:
+            spooled = (self._rows.rows, self._frames.rows, self._entries.rows)
+            self.runs.append(SegmentRun(self, spooled))
         for frame in segment.made.frames:
             self._take_frame(segment.info, frame)
         self._check_position(segment.info)
@@ -450,17 +431,16 @@ class Journal:
         records, header = frame.records, frame.ref.header
         count = len(records)
         ends = np.cumsum(records["payload_length"], dtype=np.uint64)
-        self._rows.append({name: records[name] for name in _ROW_COLUMNS})
+        self._rows.append({name: records[name] for name in ROW_COLUMNS})
         columns = {
-            name: records[name] for name in _ENTRY_COLUMNS if name in (records.dtype.names or ())
+            name: records[name] for name in ENTRY_COLUMNS if name in (records.dtype.names or ())
         }
         columns["row"] = np.arange(first_row, first_row + count, dtype=np.uint64)
         columns["payload_at"] = ends - records["payload_length"]
-        columns["frame"] = np.full(count, self._frames.rows, np.uint32)
+        columns["frame"] = np.full(count, self.frames, np.uint32)
         self._entries.append(columns)
         row = {
             "place": info.place,
-            "generation": self.timeline.generations[-1].index,
             "first_row": first_row,
             "records": count,
             "payload_offset": frame.ref.payload_offset,
@@ -473,6 +453,10 @@ class Journal:
         self._headers.append({"byte": np.frombuffer(frame.ref.header_bytes, np.uint8)})
         self._link = blake3(self._link + frame.ref.header_bytes).digest()
         self._links.append({"byte": np.frombuffer(self._link, np.uint8)})
+        run = self.runs[-1]
+        run.rows += count
+        run.frames += 1
+        self.frames += 1
 
     def _check_position(self, info: SegmentInfo) -> None:
         """A trailer states the position and the hash that its frames lead to, epoch segments

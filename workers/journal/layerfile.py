@@ -29,7 +29,7 @@ from host_agent.wire.limits import MIB
 from host_agent.wire.names import Identity
 from host_agent.wire.seal import decompress
 from host_agent.wire.segment import SegmentInfo, parse_trailer
-from workers.journal.indexfile import Columns, pack_columns, unpack_columns
+from workers.journal.columns import Columns, pack_columns, unpack_columns
 
 KIND_LIST, KIND_INDEX, KIND_DATA = 1, 2, 3
 

@@ -20,8 +20,8 @@ from host_agent.wire.record import Op
 from workers.journal import layerfile
 from workers.journal.boundary import Boundary, newest_boundary
 from workers.journal.chain import DAMAGE
+from workers.journal.columns import Columns
 from workers.journal.errors import JournalMoved, LayerDamaged
-from workers.journal.indexfile import Columns
 from workers.journal.layerfile import (
     Head,
     IndexContent,

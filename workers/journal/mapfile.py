@@ -137,11 +137,11 @@ class PointMap:
                 pieces = self.pieces(block)
                 first = int(np.searchsorted(pieces["start"], np.uint64(offset), "right"))
                 last = int(np.searchsorted(pieces["start"], np.uint64(end), "left"))
-                found.append(_cut(pieces[max(0, first - 1) : last], offset, end))
+                found.append(cut_pieces(pieces[max(0, first - 1) : last], offset, end))
         return np.concatenate(found) if found else np.empty(0, PIECE)
 
 
-def _cut(pieces: Pieces, offset: int, end: int) -> Pieces:
+def cut_pieces(pieces: Pieces, offset: int, end: int) -> Pieces:
     """Pieces clipped to a range."""
     start = pieces["start"].astype(np.int64)
     stop = start + pieces["length"]

@@ -139,20 +139,17 @@ class _Finder:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._timeline = journal.timeline
         self._generations = [g for g in journal.timeline.generations if g.last_seq]
-        last = {g.index: g.last_seq for g in self._generations}
-        self._checkpoints = [
-            c for c in journal.timeline.checkpoints() if c.seq <= last.get(c.generation, 0)
-        ]
 
     def find(self, selector: Selector) -> Point:
         """The moment; SelectorError, or the journal's damage where the answer would lie beyond
         it."""
         match selector:
             case ByCheckpoint(id=start):
-                return self._one([c for c in self._checkpoints if c.id.startswith(start)], selector)
+                return self._one(self._whole(self._timeline.checkpoints_by_id(start)), selector)
             case ByTag(tag=tag):
-                return self._one([c for c in self._checkpoints if c.tag == tag], selector)
+                return self._one(self._whole(self._timeline.checkpoints_by_tag(tag)), selector)
             case ByTime(time=time):
                 return self._by_time(time)
             case BySeq(seq=seq, generation=name):
@@ -163,6 +160,20 @@ class _Finder:
                 return self._latest_write()
 
     # -- checkpoints
+
+    def _whole(self, found: list[Checkpoint]) -> list[Checkpoint]:
+        return [c for c in found if self._is_whole(c)]
+
+    def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        """Not of a frame that was damaged behind it."""
+        return checkpoint.seq <= self._timeline.generations[checkpoint.generation].last_seq
+
+    def _newest_checkpoints(self) -> list[Checkpoint]:
+        """The newest few, newest first. A damaged frame holds the last ones of all, at most."""
+        found = self._whole(self._timeline.checkpoints(_HINT_SHOWN))
+        if len(found) < _HINT_SHOWN:
+            found = self._whole(self._timeline.checkpoints())[-_HINT_SHOWN:]
+        return found[::-1]
 
     def _one(self, fitting: list[Checkpoint], selector: Selector) -> Point:
         if len(fitting) == 1:
@@ -182,8 +193,9 @@ class _Finder:
 
     def _latest(self) -> Point:
         self._raise_damage()
-        if self._checkpoints:
-            newest = self._checkpoints[-1]
+        checkpoints = self._newest_checkpoints()
+        if checkpoints:
+            newest = checkpoints[0]
             generation = self._journal.timeline.generations[newest.generation]
             quiet = self._quiet(generation, newest.seq, newest.seq, newest.time)
             return self._point(generation, newest.seq, newest, quiet)
@@ -196,8 +208,9 @@ class _Finder:
 
     def choices_hint(self) -> str:
         """The newest checkpoints, or what else there is to choose."""
-        if self._checkpoints:
-            newest = ", ".join(_say(c) for c in reversed(self._checkpoints[-_HINT_SHOWN:]))
+        checkpoints = self._newest_checkpoints()
+        if checkpoints:
+            newest = ", ".join(map(_say, checkpoints))
             return f"The newest are {newest}; `holdfast restore list` shows all."
         if self._newest() is not None:
             return "The journal holds no checkpoint; choose a time, a sequence or latest-write."
@@ -211,7 +224,7 @@ class _Finder:
         if newest is None:
             self._raise_nothing()
         generation, seq = newest
-        since = int(self._journal.column("time")[generation.row(seq)])
+        since = self._journal.time(generation.row(seq))
         quiet = self._quiet(generation, seq, generation.last_seq, since)
         if generation is not self._generations[-1]:
             quiet = Quiet("syncing", since, None)
@@ -284,13 +297,11 @@ class _Finder:
         return "The nearest that can be chosen: " + ", ".join(choices) + "."
 
     def _by_time(self, time: int) -> Point:
-        times = self._journal.column("time")
         was_syncing = False
         for generation in reversed(self._generations):
             start = generation.first_seq
-            rows = times[generation.row(start) : generation.row(generation.last_seq) + 1]
-            # As the column's own type: a Python integer would be compared as a float.
-            count = int(np.searchsorted(rows, np.uint64(min(time, _TIME_MAX)), "right"))
+            rows = generation.row(start), generation.row(generation.last_seq) + 1
+            count = self._journal.rows_until(*rows, min(time, _TIME_MAX))
             newest = start - 1 + count if count else 0
             seq = self._selectable_before(generation, newest) if newest else 0
             if not seq:
@@ -302,12 +313,12 @@ class _Finder:
             if quiet.state == "cut_off":
                 self._raise_damage()
             return self._point(generation, seq, None, quiet)
-        first = self._first()
-        if first is None:
+        oldest = self._first()
+        if oldest is None:
             self._raise_damage()
             self._raise_nothing()
-        generation, seq = first
-        first_time = format_time(int(times[generation.row(seq)]))
+        generation, seq = oldest
+        first_time = format_time(self._journal.time(generation.row(seq)))
         if self._journal.layers is not None:
             raise self._gone(format_time(time))
         raise BeforeHistory(
@@ -320,10 +331,11 @@ class _Finder:
         first = self._first()
         begins = "It has no moment yet that can be chosen"
         if first is not None:
-            row = first[0].row(first[1])
-            begins = f"It begins at time:{format_time(int(self._journal.column('time')[row]))}"
+            time = self._journal.time(first[0].row(first[1]))
+            begins = f"It begins at time:{format_time(time)}"
         generations = self._journal.timeline.generations
-        kept = [c for c in self._checkpoints if c.seq < generations[c.generation].first_seq]
+        found = self._whole(self._timeline.checkpoints())
+        kept = [c for c in found if c.seq < generations[c.generation].first_seq]
         older = ", ".join(map(_say, kept[-_HINT_SHOWN:]))
         return MomentGone(
             f"{what} lies before the history that is kept.",
@@ -332,8 +344,7 @@ class _Finder:
 
     def _quiet(self, generation: Generation, seq: int, newest: int, time: int) -> Quiet:
         """What is known from `seq` up to `time`; `newest` is the last sequence not after it."""
-        times = self._journal.column("time")
-        since = int(times[generation.row(seq)])
+        since = self._journal.time(generation.row(seq))
         sync = next((s for s in generation.syncs if seq < s.begin <= newest + 1), None)
         if sync is not None and sync.begin <= newest:
             return Quiet("syncing", since, None)
@@ -362,7 +373,7 @@ class _Finder:
                 seq = min(sync.begin - 1, sync.last_good)
                 continue
             low = max(0, seq - _SCAN_ROWS)
-            flags = self._journal.column("flags")[generation.row(low + 1) : generation.row(seq) + 1]
+            _, flags = self._journal.times(generation.row(low + 1), generation.row(seq) + 1)
             whole = np.flatnonzero((flags.astype(np.uint8) & int(Flag.MORE)) == 0)
             found = low + 1 + int(whole[-1]) if len(whole) else low
             if found == seq:
@@ -383,7 +394,8 @@ class _Finder:
         return 0
 
     def _has_more(self, generation: Generation, seq: int) -> bool:
-        return bool(int(self._journal.column("flags")[generation.row(seq)]) & Flag.MORE)
+        row = generation.row(seq)
+        return bool(int(self._journal.times(row, row + 1)[1][0]) & Flag.MORE)
 
     # -- the answer
 
@@ -400,7 +412,7 @@ class _Finder:
                 hint="Choose a moment before the handover.",
             )
         row = generation.row(seq)
-        time = int(self._journal.column("time")[row])
+        time = self._journal.time(row)
         past = [s for s in generation.syncs if s.end is not None and s.end <= seq]
         ranges = past[-1].unreadable if past else ()
         if seq in generation.kept:

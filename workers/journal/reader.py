@@ -8,11 +8,14 @@ disk. The pass stops at the first damage; everything before it stays usable, not
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from host_agent.wire.keys import TenantKey
 from host_agent.wire.names import Identity
+from host_agent.wire.segment import SegmentInfo
+from workers.journal.blocks import FoundIndex, IndexBlock
 from workers.journal.boundary import newest_boundary
 from workers.journal.chain import DAMAGE, ChainWalk, damaged, read_tail
 from workers.journal.errors import (
@@ -24,11 +27,11 @@ from workers.journal.errors import (
     PayloadDamaged,
     SegmentLost,
 )
-from workers.journal.indexes import IndexSource
-from workers.journal.indexfile import IndexBody, IndexHead
-from workers.journal.journal import FrameInfo, Journal, Keeper
+from workers.journal.indexes import IndexChoice, IndexSource, IndexUnfit
+from workers.journal.journal import Journal, Keeper
 from workers.journal.layers import find_layers
 from workers.journal.opening import KeyRing, SegmentOpener
+from workers.journal.runs import FrameInfo
 from workers.journal.statements import Statement, read_statement
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
@@ -41,13 +44,15 @@ class ReadOptions:
     """`spool_directory` holds temporary files (None: the system's); `progress` hears places done.
 
     With `use_index`, index objects stand for the segments that they cover: fewer requests, and only
-    the moments of the other segments have a map. `until` ends the reading after that place.
+    the moments of the other segments have a map; `choice` says which of them. `until` ends the
+    reading after that place.
     """
 
     spool_directory: Path | None = None
     progress: Callable[[int], None] | None = None
     use_index: bool = False
     until: int | None = None
+    choice: IndexChoice = field(default_factory=IndexChoice)
     keeper: Callable[[Journal], Keeper] | None = None
 
 
@@ -105,7 +110,7 @@ def _open(
             journal.take_layers(layers)
         if options.keeper is not None:
             journal.keeper = options.keeper(journal)
-        _read(journal, options)
+        _Reading(journal, tenant_key, options).run()
         if journal.damage is not None and not journal.rows:
             raise journal.damage.__cause__ or journal.damage
         if not journal.segments:
@@ -116,73 +121,131 @@ def _open(
         journal.statement = statement
         if journal.damage is None and statement is not None and options.until is None:
             journal.damage = _cut(journal, statement)
-    except _IndexUnfit:
+    except IndexUnfit as unfit:
         journal.close()
-        return _open(store, identity, tenant_key, replace(options, use_index=False))
+        return _open(store, identity, tenant_key, replace(options, choice=unfit.choice))
     except BaseException:
         journal.close()
         raise
     return journal
 
 
-class _IndexUnfit(Exception):
-    """An index object and the chain contradict each other: the chain is read, and decides."""
+class _Reading:
+    """One pass over a chain: by index objects as far as they go, by segments around them."""
 
+    def __init__(self, journal: Journal, tenant_key: TenantKey, options: ReadOptions) -> None:
+        self._journal = journal
+        self._tenant_key = tenant_key
+        self._options = options
+        ends = [end for end in (options.until, options.choice.until) if end is not None]
+        self._choice = replace(options.choice, until=min(ends, default=None))
 
-def _read(journal: Journal, options: ReadOptions) -> None:
-    source = None
-    if options.use_index:
-        source = IndexSource(journal.store, journal.identity, journal.keys, options.until)
-    indexed = 0
-    while True:
-        place = journal.newest.place + 1 if journal.newest else 1
-        found = source.take(place) if source is not None else None
-        if found is not None:
-            _take_index(journal, *found)
-            indexed = found[0].last_place
-            continue
-        stop = source.segments_until(place) if source is not None else options.until
-        _read_segments(journal, options, stop)
-        newest = journal.newest.place if journal.newest else 0
-        if indexed and newest == indexed:
-            _check_index_end(journal)
-        if journal.damage is not None or stop is None or newest in (options.until, place - 1):
-            return
+    def run(self) -> None:
+        """Read to the chain's end, to the place `until`, or to the first damage."""
+        journal = self._journal
+        source = None
+        if self._options.use_index:
+            choice = replace(self._choice, first_place=journal.first_place)
+            source = IndexSource(journal.store, journal.identity, journal.keys, choice)
+        with source or nullcontext():
+            while True:
+                place = journal.newest.place + 1 if journal.newest else 1
+                found = source.take(place) if source is not None else None
+                if found is not None:
+                    self._take_index(found)
+                    continue
+                stop = self._stop(source, place)
+                self._read_segments(stop)
+                newest = journal.newest.place if journal.newest else 0
+                if isinstance(journal.runs and journal.runs[-1], IndexBlock):
+                    self._check_end()
+                if journal.damage is not None or stop is None:
+                    return
+                if newest in (self._options.until, place - 1):
+                    return
 
+    def _stop(self, source: IndexSource | None, place: int) -> int | None:
+        """The place up to which segments are read from `place` on; None: to the chain's end."""
+        ends = [self._options.until, source.next_start(place) if source is not None else None]
+        return min((end for end in ends if end is not None), default=None)
 
-def _take_index(journal: Journal, head: IndexHead, body: IndexBody) -> None:
-    try:
-        journal.take_index(head, body)
-    except (*DAMAGE, KeyError, ValueError, IndexError) as error:
-        raise _IndexUnfit from error
+    def _without(self, level: int, number: int) -> IndexChoice:
+        """All but one index object."""
+        return replace(self._choice, excluded=self._choice.excluded | {(level, number)})
 
+    def _take_index(self, found: FoundIndex) -> None:
+        journal, head = self._journal, found.head
+        others = self._without(head.level, head.number)
 
-def _check_index_end(journal: Journal) -> None:
-    """No segment follows the last index object: it must end as the chain does."""
-    newest = journal.newest
-    assert newest is not None
-    try:
-        info, _ = read_tail(journal.store, journal.identity, newest.place)
-    except (ObjectMissing, *DAMAGE) as error:
-        raise _IndexUnfit from error
-    if journal.damage is not None or info != newest:
-        raise _IndexUnfit
+        def instead() -> Journal:
+            options = ReadOptions(
+                self._options.spool_directory, use_index=True, until=head.last_place, choice=others
+            )
+            other = open_journal(journal.store, journal.identity, self._tenant_key, options)
+            if other.damage is not None:
+                other.close()
+                raise other.damage
+            return other
 
-
-def _read_segments(journal: Journal, options: ReadOptions, stop: int | None) -> None:
-    """Segments up to the place `stop`, or to the chain's end."""
-    opener = SegmentOpener(journal.store, journal.identity, journal.keys)
-    walk = ChainWalk(journal.store, journal.identity, opener, journal.newest, stop)
-    for segment in walk:
         try:
-            journal.take(segment)
-        except (JournalDamaged, *DAMAGE) as error:
-            journal.damage = damaged(journal.identity, segment.info.place, error)
-            journal.damage.__cause__ = error
-            return
-        if options.progress is not None:
-            options.progress(segment.info.place)
-    journal.damage = walk.damage
+            journal.take_index(found, instead)
+        except (*DAMAGE, KeyError, ValueError, IndexError) as error:
+            raise IndexUnfit(others) from error
+
+    def _check_end(self) -> None:
+        """No segment follows the last index object: it must end as the chain does."""
+        newest = self._journal.newest
+        assert newest is not None
+        if self._journal.damage is not None or not self._is_of_chain(newest):
+            raise IndexUnfit(self._of_this_chain())
+
+    def _is_of_chain(self, newest: SegmentInfo) -> bool:
+        """Whether the chain holds the segment with that trailer."""
+        try:
+            info, _ = read_tail(self._journal.store, self._journal.identity, newest.place)
+        except (ObjectMissing, *DAMAGE):
+            return False
+        return info == newest
+
+    def _of_this_chain(self) -> IndexChoice:
+        """The objects up to where they and the chain part: those before it are linked to it.
+
+        All were made of one history, as each follows the one before it.
+        """
+        blocks = self._journal.blocks
+        good, bad = 0, len(blocks)
+        while good < bad:
+            middle = (good + bad) // 2
+            if self._is_of_chain(blocks[middle].head.newest):
+                good = middle + 1
+            else:
+                bad = middle
+        if good == len(blocks):
+            # The chain holds the last of them, and is damaged behind it.
+            good -= 1
+        return replace(self._choice, until=blocks[good].head.last_place)
+
+    def _read_segments(self, stop: int | None) -> None:
+        """Segments up to the place `stop`, or to the chain's end."""
+        journal, options = self._journal, self._options
+        block = journal.behind
+        if block is not None:
+            try:
+                journal.record_hash()
+            except (ObjectMissing, *DAMAGE) as error:
+                raise IndexUnfit(self._without(block.head.level, block.head.number)) from error
+        opener = SegmentOpener(journal.store, journal.identity, journal.keys)
+        walk = ChainWalk(journal.store, journal.identity, opener, journal.newest, stop)
+        for segment in walk:
+            try:
+                journal.take(segment)
+            except (JournalDamaged, *DAMAGE) as error:
+                journal.damage = damaged(journal.identity, segment.info.place, error)
+                journal.damage.__cause__ = error
+                return
+            if options.progress is not None:
+                options.progress(segment.info.place)
+        journal.damage = walk.damage
 
 
 def _cut(journal: Journal, statement: Statement) -> JournalDamaged | None:

@@ -7,19 +7,31 @@ Rows number the records of all generations of a chain one after another, from 0.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
 from host_agent.wire.errors import WireError
-from host_agent.wire.frame import KIND_APPLICATION, KIND_TAGGED, SCOPE_COMMIT, SCOPE_STREAM, Marker
+from host_agent.wire.frame import (
+    KIND_APPLICATION,
+    KIND_TAGGED,
+    SCOPE_COMMIT,
+    SCOPE_GROUP,
+    SCOPE_STREAM,
+    Marker,
+)
 from host_agent.wire.record import RECORD, Op, Records
 from workers.journal import bodies
 from workers.journal.bodies import BeginBody, CommitBody, DetachBody, DiskBody, EndBody, MarkBody
+from workers.journal.marks import Mark, Marks
 
+NO_CHECKPOINT = bytes(16)
 KINDS = {1: "crash", 2: "application", 3: "tagged"}
+_KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 _ON_DISK = np.zeros(256, bool)
 _ON_DISK[[Op.WRITE, Op.ZERO, Op.TRIM, Op.FLUSH, Op.RESIZE, Op.SYNC, Op.SYNC_ZERO]] = True
 
@@ -159,21 +171,19 @@ class DiskChange:
 
 
 class Special(msgspec.Struct, frozen=True, array_like=True):
-    """A record that a timeline looks at: its 48 bytes, its body if wanted, its marker's fields."""
+    """A record that a timeline looks at, other than markers: its 48 bytes, its body if wanted."""
 
     record: bytes
     body: bytes | None
-    marker: tuple[bytes, int, int, int, int] | None
 
 
-def specials_of(
-    records: Records, found: dict[int, bytes], markers: tuple[Marker, ...]
-) -> list[Special]:
+def specials_of(records: Records, found: dict[int, bytes]) -> list[Special]:
     """What `Timeline.replay` needs of a frame."""
-    by_seq = {m.seq: (m.checkpoint, m.seq, m.time, m.scope, m.kind) for m in markers}
-    rows = np.flatnonzero((records["op"] >= Op.BEGIN) | (records["op"] == Op.RESIZE))
+    op = records["op"]
+    is_mark = (op == Op.MARK) | (op == Op.COMMIT)
+    rows = np.flatnonzero(((op >= Op.BEGIN) & ~is_mark) | (op == Op.RESIZE))
     return [
-        Special(records[row : row + 1].tobytes(), found.get(seq), by_seq.get(seq))
+        Special(records[row : row + 1].tobytes(), found.get(seq))
         for row, seq in zip(rows.tolist(), records["seq"][rows].tolist(), strict=True)
     ]
 
@@ -189,8 +199,7 @@ class Timeline:
         self.disk_names: list[str] = []
         self.rows = 0
         self.layers: list[LayerRow] = []
-        self._marks: dict[str, Checkpoint] = {}
-        self._commits: dict[str, int] = {}
+        self.marks = Marks(lambda row: self.position(row)[1])
         self._numbers: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._mapped = np.zeros(65536, bool)
@@ -215,8 +224,12 @@ class Timeline:
             self.layers.append(LayerRow(row, layer.over, generation.index, layer.seq))
             self._settle(row, layer.disks)
             for mark in layer.checkpoints:
-                self._marks[mark.id] = replace(mark, generation=generation.index, seq=layer.seq)
-                self._commits[mark.id] = layer.seq
+                scope = SCOPE_STREAM if mark.scope == "stream" else SCOPE_GROUP
+                name = bytes.fromhex(mark.id)
+                self.marks.add(
+                    Mark(row, name, mark.time, scope, _KIND_NUMBERS[mark.kind], mark.tag)
+                )
+                self.marks.commit(row, name, layer.seq)
         head, newest = base.layers[-1], self.generations[-1]
         if head.generation != newest.name or head.seq != newest.last_seq:
             raise WireError("The newest layer does not end where its generations do.")
@@ -284,8 +297,7 @@ class Timeline:
                     raise WireError("A record names a disk that the stream does not have.")
                 self._resize(at, int(row["disk"]), int(row["offset"]))
             else:
-                markers = {} if special.marker is None else {seq: Marker(*special.marker)}
-                self._take(row, at, special.body, markers)
+                self._take(row, at, special.body, {})
         generation.last_seq += records
         self.rows += records
 
@@ -301,10 +313,10 @@ class Timeline:
         elif op == Op.END:
             self._end(generation, seq, bodies.parse(body or b"{}", EndBody))
         elif op == Op.MARK:
-            self._mark(generation, seq, body, markers.pop(seq, None))
+            self._mark(generation, at, body, markers.pop(seq, None))
         elif op == Op.COMMIT:
             markers.pop(seq, None)
-            self._commit(bodies.parse(body or b"", CommitBody))
+            self._commit(at, bodies.parse(body or b"", CommitBody))
         elif op == Op.DISK:
             self._describe(at, bodies.parse(body or b"", DiskBody))
         elif op == Op.DETACH:
@@ -343,7 +355,7 @@ class Timeline:
         sync.unreadable = tuple(body.unreadable)
 
     def _mark(
-        self, generation: Generation, seq: int, body: bytes | None, marker: Marker | None
+        self, generation: Generation, at: int, body: bytes | None, marker: Marker | None
     ) -> None:
         if marker is None or marker.scope == SCOPE_COMMIT:
             raise WireError("A checkpoint's marker is missing from the clear header of its frame.")
@@ -355,23 +367,18 @@ class Timeline:
                 raise WireError("A marker's body names another checkpoint than the clear header.")
         if generation.open_sync is not None:
             return
-        scope = "stream" if marker.scope == SCOPE_STREAM else "group"
-        checkpoint = Checkpoint(
-            marker.checkpoint.hex(),
-            generation.index,
-            seq,
-            marker.time,
-            KINDS[marker.kind],
-            scope,
-            tag,
-        )
-        self._marks[checkpoint.id] = checkpoint
+        mark = Mark(at, marker.checkpoint, marker.time, marker.scope, marker.kind, tag)
+        self.marks.add(mark)
 
-    def _commit(self, body: CommitBody) -> None:
+    def _commit(self, at: int, body: CommitBody) -> None:
         group, host = self._stream
         position = body.positions.get(f"{group}/{host}") or body.positions.get(host)
-        if position is not None:
-            self._commits[body.checkpoint] = position[1]
+        if position is None:
+            return
+        with suppress(ValueError):
+            name = bytes.fromhex(body.checkpoint)
+            if len(name) == len(NO_CHECKPOINT):
+                self.marks.commit(at, name, position[1])
 
     def _describe(self, at: int, disk: DiskBody, *, cut: bool = False) -> None:
         if disk.name not in self.disk_names:
@@ -405,15 +412,33 @@ class Timeline:
         self._sizes.pop(index, None)
         self.changes.append(DiskChange(at, number, index, None, cut=True))
 
-    def checkpoints(self) -> list[Checkpoint]:
-        """All checkpoints that exist, oldest first: those of scope group only with their commit."""
-        return sorted(
-            (
-                mark
-                for mark in self._marks.values()
-                if mark.scope == "stream" or self._commits.get(mark.id) == mark.seq
-            ),
-            key=lambda mark: (mark.generation, mark.seq),
+    def position(self, row: int) -> tuple[int, int]:
+        """The number of the generation that holds a row, and the row's sequence in it."""
+        if row < len(self.layers):
+            return self.layers[row].generation, self.layers[row].seq
+        index = bisect_right(self.generations, row, key=lambda g: g.start_row) - 1
+        return index, row - self.generations[index].first_row + 1
+
+    def checkpoints(self, newest: int | None = None) -> list[Checkpoint]:
+        """The checkpoints that exist, oldest first: those of scope group only with their commit.
+
+        All, or only so many of the newest.
+        """
+        return [self._checkpoint(mark) for mark in reversed(self.marks.newest(newest))]
+
+    def checkpoints_by_id(self, start: str) -> list[Checkpoint]:
+        """The checkpoints whose ids begin so."""
+        return [self._checkpoint(mark) for mark in self.marks.with_id(start)]
+
+    def checkpoints_by_tag(self, tag: str) -> list[Checkpoint]:
+        """The checkpoints of a tag."""
+        return [self._checkpoint(mark) for mark in self.marks.with_tag(tag)]
+
+    def _checkpoint(self, mark: Mark) -> Checkpoint:
+        generation, seq = self.position(mark.row)
+        scope = "stream" if mark.scope == SCOPE_STREAM else "group"
+        return Checkpoint(
+            mark.id.hex(), generation, seq, mark.time, KINDS[mark.kind], scope, mark.tag
         )
 
     def disks_at(self, row: int) -> dict[int, int]:

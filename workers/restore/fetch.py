@@ -40,12 +40,11 @@ class Read:
 
 def plan_reads(journal: Journal, numbers: Iterator[int]) -> Iterator[Read]:
     """Ranged reads for frames given in ascending order."""
-    plain_column = journal.frame_column("payload_plain")
     current: Read | None = None
     for number in numbers:
         frame = journal.frame(number)
         end = frame.payload_offset + frame.payload_sealed
-        plain = int(plain_column[number])
+        plain = frame.payload_plain
         if (
             current is not None
             and frame.place == current.place

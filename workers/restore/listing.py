@@ -123,6 +123,5 @@ def _add(
     first, last = span
     if first > last:
         return
-    times = journal.column("time")
-    ends = int(times[generation.row(first)]), int(times[generation.row(last)])
+    ends = journal.time(generation.row(first)), journal.time(generation.row(last))
     found.append(History(generation.hex, first, last, *ends))
