@@ -15,9 +15,12 @@ from host_agent.wire.record import RING_ENTRY, SEQ_LIMIT, Records
 
 MAGIC = b"HFRING\0\x01"
 HEADER_BYTES = 4096
+#: Version 2 has an in-flight table, which is the tap's own affair.
+_VERSIONS = (1, 2)
+_TABLE_SLOT = 16
 #: CRC-32C of any bytes followed by their own CRC-32C.
 _RESIDUE = 0x48674BC7
-_FIXED = struct.Struct("<8sII16sQQQQ16sQ40s")
+_FIXED = struct.Struct("<8sII16sQQQQ16sQQI28s")
 assert _FIXED.size == 128
 
 
@@ -39,17 +42,20 @@ class RingHeader:
         head = bytes(data[:128])
         if len(head) < 128 or head[:8] != MAGIC:
             raise WireError("This file is not a ring.")
-        _, version, crc, generation, slots, size, index, payload, before, made, spare = (
+        _, version, crc, generation, slots, size, index, payload, before, made, *rest = (
             _FIXED.unpack(head)
         )
-        if version != 1:
-            raise WireError(f"The ring is of version {version}; this software reads version 1.")
+        if version not in _VERSIONS:
+            raise WireError(f"The ring is of version {version}; this software reads up to 2.")
         if crc32c(head[16:128]) != crc:
             raise ChecksumMismatch("The ring's header does not match its checksum.")
-        if any(spare):
+        table, table_slots, spare = rest
+        if any(spare) or (version == 1 and (table or table_slots)):
             raise WireError("The ring's header uses reserved fields.")
         if not slots or slots & (slots - 1) or not size or size % 4096:
             raise WireError("The ring's capacities are not possible.")
+        if version > 1 and (table < HEADER_BYTES or index < table + table_slots * _TABLE_SLOT):
+            raise WireError("The ring's in-flight table overlaps another area.")
         if index < HEADER_BYTES or payload < index + slots * RING_ENTRY.itemsize:
             raise WireError("The ring's areas overlap.")
         return cls(generation, slots, size, index, payload, before if any(before) else None, made)

@@ -154,11 +154,13 @@ class RingFile:
 
     def __init__(self, slots: int, payload_bytes: int, generation: bytes = GENERATION) -> None:
         self.slots, self.size = slots, payload_bytes
-        index_at, payload_at = 4096, 4096 + slots * 64
+        table_at, table_slots = 4096, 16
+        index_at = table_at + table_slots * 16
+        payload_at = index_at + slots * 64
         fixed = generation + struct.pack("<QQQQ", slots, payload_bytes, index_at, payload_at)
-        fixed += bytes(16) + struct.pack("<Q", START) + bytes(40)
-        lead = b"HFRING\0\x01" + struct.pack("<II", 1, crc32c(fixed))
-        self.data = bytearray(lead + fixed + bytes(4096 - 128 + slots * 64 + payload_bytes))
+        fixed += bytes(16) + struct.pack("<QQI", START, table_at, table_slots) + bytes(28)
+        lead = b"HFRING\0\x01" + struct.pack("<II", 2, crc32c(fixed))
+        self.data = bytearray((lead + fixed).ljust(payload_at + payload_bytes, b"\0"))
         self.index_at, self.payload_at = index_at, payload_at
         self.position = 0
 

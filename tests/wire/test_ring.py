@@ -31,7 +31,7 @@ def test_header() -> None:
     header = RingHeader.parse(bytes(_ring().data))
     assert header.generation == GENERATION
     assert (header.index_capacity, header.payload_capacity) == (64, 64 << 10)
-    assert (header.index_offset, header.payload_offset) == (4096, 4096 + 64 * 64)
+    assert (header.index_offset, header.payload_offset) == (4352, 4352 + 64 * 64)
     assert header.predecessor is None
     assert header.made_at == START
     assert header.file_bytes == len(_ring().data)
@@ -61,7 +61,10 @@ def _put(at: int, value: int, kind: str = "<Q") -> Callable[[bytearray], None]:
 @pytest.mark.parametrize(
     "change",
     [
-        _put(8, 2, "<I"),
+        _put(8, 3, "<I"),
+        _put(8, 1, "<I"),
+        _put(88, 4095),
+        _put(96, 17, "<I"),
         _put(32, 0),
         _put(32, 48),
         _put(32, 1 << 63),
@@ -74,7 +77,7 @@ def _put(at: int, value: int, kind: str = "<Q") -> Callable[[bytearray], None]:
         _put(120, 1),
     ],
     ids=[
-        "version", "no-slots", "odd-slots", "slots-without-end", "no-payload", "odd-payload",
+        "version", "table-of-version-1", "table-in-header", "table-in-index", "no-slots", "odd-slots", "slots-without-end", "no-payload", "odd-payload",
         "payload-without-end", "index-in-header", "areas-overlap", "payload-far-away", "reserved",
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ use crate::group::run::Group;
 use crate::group::verbs::{self, Fields};
 use crate::names;
 use crate::ring::{RING_BYTES_MAX, RING_BYTES_MIN};
-use crate::state::{CleanState, DiskState, GroupState, Role};
+use crate::state::{DiskState, GroupState, Role};
 use crate::sys::EventFd;
 
 /// The protocol of the control sockets.
@@ -72,10 +72,12 @@ impl Host {
                 Err(e) => eprintln!("holdfast-tap: disk {}/{}: {e}", state.group, disk.name),
             }
         }
-        let (mut core, clean) = open::open(&self.places, &mut state)?;
+        let (mut core, left) = open::open(&self.places, &mut state)?;
         for (disk, file) in opened {
-            let left: Option<&CleanState> = clean.as_ref();
-            open::add_disk(&mut core, &self.places, &disk, file, left)?;
+            open::add_disk(&mut core, &self.places, &disk, file, &left)?;
+        }
+        if let Some(stream) = &mut core.stream {
+            stream.ring.forget_in_flight();
         }
         self.spawn(core, state)
     }

@@ -1,19 +1,39 @@
 //! The ring of a stream: a file in memory with a header page, the index and the payload. The tap
 //! alone writes it; the agent reads it through a descriptor of its own (section 2 of the formats).
 
+mod left;
+mod table;
+
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::crash;
 use crate::record::{encode_entry, Place, Record, ENTRY_BYTES};
 use crate::sys::files::{self, Space};
 use crate::sys::{AlignedBuf, Map};
+use table::Table;
+pub use table::INLINE;
 
 const MAGIC: [u8; 8] = *b"HFRING\x00\x01";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 4096;
+/// The in-flight table lies between the header page and the index.
+const TABLE_AT: u64 = HEADER_BYTES;
+const INDEX_AT: u64 = TABLE_AT + table::BYTES;
+/// Places in the header, bytes; the anchor has two, so that one is whole whenever the tap ends.
+const CLEAN_AT: usize = 200;
+const STATE_AT: usize = 201;
+const CAUSE_AT: usize = 202;
+const WHICH_ANCHOR_AT: usize = 203;
+const ANCHORS_AT: [usize; 2] = [160, 208];
+const LAST_GOOD_AT: usize = 248;
+const STORED_AT: usize = 256;
+const MEMBERS_AT: usize = 264;
+/// Disks of a stream at most: bits in the header.
+const MEMBERS: u16 = 256;
 /// Index entries kept for BEGIN, END, markers and descriptions.
 const RESERVED_ENTRIES: u64 = 64;
 /// Payload bytes kept for the same.
@@ -51,11 +71,14 @@ pub struct Positions {
     pub anchor: u64,
     /// The hash there.
     pub anchor_hash: [u8; 32],
+    /// Newest sequence that the journal holds for good; at most `freed`, where nothing else keeps
+    /// what was given back.
+    pub stored: u64,
 }
 
 impl Positions {
     fn start(generation: Generation, predecessor: Generation) -> Positions {
-        let (head, payload_head, freed, payload_freed, anchor) = (0, 0, 0, 0, 0);
+        let (head, payload_head, freed, payload_freed, anchor, stored) = (0, 0, 0, 0, 0, 0);
         let anchor_hash = [0; 32];
         Positions {
             generation,
@@ -66,6 +89,7 @@ impl Positions {
             payload_freed,
             anchor,
             anchor_hash,
+            stored,
         }
     }
 }
@@ -87,12 +111,12 @@ impl Geometry {
         let index_capacity =
             if entries.is_power_of_two() { entries } else { entries.next_power_of_two() / 2 };
         let index_bytes = index_capacity * ENTRY_BYTES as u64;
-        let rest = ring_bytes.saturating_sub(index_bytes + HEADER_BYTES);
+        let rest = ring_bytes.saturating_sub(index_bytes + INDEX_AT);
         Geometry { index_capacity, payload_capacity: rest - rest % 4096 }
     }
 
     fn payload_at(&self) -> u64 {
-        HEADER_BYTES + self.index_capacity * ENTRY_BYTES as u64
+        INDEX_AT + self.index_capacity * ENTRY_BYTES as u64
     }
 
     fn file_bytes(&self) -> u64 {
@@ -109,6 +133,8 @@ pub struct Mood {
     pub state: u8,
     /// Index into the causes.
     pub cause: u8,
+    /// The newest consistent position, where it is not the head.
+    pub last_good: u64,
 }
 
 /// An open ring.
@@ -120,6 +146,8 @@ pub struct Ring {
     is_locked: bool,
     drained: u64,
     draft: Option<Draft>,
+    table: Table,
+    anchors: usize,
 }
 
 /// A payload that arrives in its place before its record exists.
@@ -160,84 +188,32 @@ impl Ring {
     fn with(file: File, geometry: Geometry, at: Positions) -> io::Result<Ring> {
         let map = Map::new(&file, geometry.file_bytes() as usize)?;
         let is_locked = map.lock();
-        Ok(Ring { file, map, geometry, at, is_locked, drained: 0, draft: None })
+        let table = Table::default();
+        Ok(Ring { file, map, geometry, at, is_locked, drained: 0, draft: None, table, anchors: 0 })
     }
 
-    /// Opens what a tap before us left, if it is a whole ring.
-    pub fn open(path: &Path) -> io::Result<(Ring, Mood)> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        files::lock_file(&file)?;
-        let mut header = [0u8; 256];
-        file.read_exact_at(&mut header, 0)?;
-        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let number = |at: usize| {
-            let mut bytes = [0u8; 8];
-            bytes.copy_from_slice(&header[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let check = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
-        if header[..8] != MAGIC || number(8) as u32 != VERSION {
-            return Err(bad("not a ring of this version"));
-        }
-        if check != crc32c::crc32c(&header[16..128]) {
-            return Err(bad("the header's checksum is wrong"));
-        }
-        let geometry = Geometry { index_capacity: number(32), payload_capacity: number(40) };
-        let length = file.metadata()?.len();
-        let is_sane = geometry.index_capacity.is_power_of_two()
-            && geometry.index_capacity < 1 << 32
-            && geometry.payload_capacity < 1 << 40
-            && geometry.file_bytes() == length
-            && number(48) == HEADER_BYTES
-            && number(56) == geometry.payload_at();
-        if !is_sane {
-            return Err(bad("the header's sizes are wrong"));
-        }
-        let mut at = Positions::start([0; 16], [0; 16]);
-        at.generation.copy_from_slice(&header[16..32]);
-        at.predecessor.copy_from_slice(&header[64..80]);
-        at.head = number(128);
-        at.payload_head = number(136);
-        at.freed = number(144);
-        at.payload_freed = number(152);
-        at.anchor = number(160);
-        at.anchor_hash.copy_from_slice(&header[168..200]);
-        let mood = Mood { is_clean: header[200] == 1, state: header[201], cause: header[202] };
-        let ring = Ring::with(file, geometry, at)?;
-        ring.check_positions().map_err(bad)?;
-        Ok((ring, mood))
-    }
-
-    fn check_positions(&self) -> Result<(), &'static str> {
-        let at = &self.at;
-        if at.anchor > at.freed || at.freed > at.head || at.payload_freed > at.payload_head {
-            return Err("the positions contradict each other");
-        }
-        let used = (at.head - at.anchor, at.payload_head - at.payload_freed);
-        if used.0 > self.geometry.index_capacity || used.1 > self.geometry.payload_capacity {
-            return Err("the positions exceed the areas");
-        }
-        if at.head > 0 && self.payload_end(at.head) != Some(at.payload_head) {
-            return Err("the newest entry is broken");
-        }
-        Ok(())
-    }
-
+    /// Writes all of the header. Whoever finds it half written finds no ring.
     fn write_header(&mut self, made_at: u64) {
+        self.map.store(0, 0);
+        self.map.barrier();
+        self.store_positions();
+        self.map.write(MEMBERS_AT, &[0; MEMBERS as usize / 8]);
         let mut header = [0u8; 128];
-        header[..8].copy_from_slice(&MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         header[16..32].copy_from_slice(&self.at.generation);
         header[32..40].copy_from_slice(&self.geometry.index_capacity.to_le_bytes());
         header[40..48].copy_from_slice(&self.geometry.payload_capacity.to_le_bytes());
-        header[48..56].copy_from_slice(&HEADER_BYTES.to_le_bytes());
+        header[48..56].copy_from_slice(&INDEX_AT.to_le_bytes());
         header[56..64].copy_from_slice(&self.geometry.payload_at().to_le_bytes());
         header[64..80].copy_from_slice(&self.at.predecessor);
         header[80..88].copy_from_slice(&made_at.to_le_bytes());
+        header[88..96].copy_from_slice(&TABLE_AT.to_le_bytes());
+        header[96..100].copy_from_slice(&(table::SLOTS as u32).to_le_bytes());
         let check = crc32c::crc32c(&header[16..]);
         header[12..16].copy_from_slice(&check.to_le_bytes());
-        self.map.write(0, &header);
-        self.store_positions();
+        self.map.write(8, &header[8..]);
+        self.map.barrier();
+        self.map.store(0, u64::from_le_bytes(MAGIC));
     }
 
     fn store_positions(&mut self) {
@@ -245,23 +221,48 @@ impl Ring {
         self.map.store(136, self.at.payload_head);
         self.map.store(144, self.at.freed);
         self.map.store(152, self.at.payload_freed);
-        self.map.store(160, self.at.anchor);
-        self.map.write(168, &self.at.anchor_hash);
+        self.map.store(STORED_AT, self.at.stored);
+        self.anchors ^= 1;
+        self.map.store(ANCHORS_AT[self.anchors], self.at.anchor);
+        self.map.write(ANCHORS_AT[self.anchors] + 8, &self.at.anchor_hash);
+        self.map.store_byte(WHICH_ANCHOR_AT, self.anchors as u8);
     }
 
     /// Begins an empty numbering; what the ring held is dropped.
     pub fn restart(&mut self, name: Generation, predecessor: Option<Generation>, made_at: u64) {
         self.move_draft();
-        self.set_mood(Mood { is_clean: false, state: 2, cause: 0 });
+        self.set_mood(Mood { is_clean: false, state: 2, cause: 0, last_good: 0 });
         self.at = Positions::start(name, predecessor.unwrap_or(self.at.generation));
         self.write_header(made_at);
     }
 
     /// Says in the header how the stream is.
     pub fn set_mood(&mut self, mood: Mood) {
-        self.map.store_byte(201, mood.state);
-        self.map.store_byte(202, mood.cause);
-        self.map.store_byte(200, u8::from(mood.is_clean));
+        self.map.store(LAST_GOOD_AT, mood.last_good);
+        self.map.store_byte(STATE_AT, mood.state);
+        self.map.store_byte(CAUSE_AT, mood.cause);
+        self.map.store_byte(CLEAN_AT, u8::from(mood.is_clean));
+    }
+
+    /// Says that records up to now, or a BEGIN that is in, name this disk; or no longer do.
+    pub fn set_member(&mut self, disk: u16, is_member: bool) {
+        if disk >= MEMBERS {
+            return;
+        }
+        let (at, bit) = (MEMBERS_AT + usize::from(disk / 8), 1 << (disk % 8));
+        let before = self.map.bytes(at, 1)[0];
+        self.map.store_byte(at, if is_member { before | bit } else { before & !bit });
+    }
+
+    /// A change of a disk is about to be submitted to it. `slot`: [`INLINE`], or any number that
+    /// no other change in flight has.
+    pub fn flight_enter(&mut self, slot: usize, disk: u16, range: &Range<u64>) {
+        self.table.enter(&mut self.map, slot, disk, range);
+    }
+
+    /// That change is recorded, or marked as to be read.
+    pub fn flight_leave(&mut self, slot: usize) {
+        self.table.leave(&mut self.map, slot);
     }
 
     /// Where it stands.
@@ -456,7 +457,7 @@ impl Ring {
 
     fn slot(&self, seq: u64) -> usize {
         let slot = seq & (self.geometry.index_capacity - 1);
-        (HEADER_BYTES + slot * ENTRY_BYTES as u64) as usize
+        (INDEX_AT + slot * ENTRY_BYTES as u64) as usize
     }
 
     /// The end of the payload of `seq`, if its entry is whole.
@@ -473,10 +474,18 @@ impl Ring {
     }
 
     /// Gives back all up to `seq`; the hash at `anchor` is kept for an agent that restarts.
-    pub fn free(&mut self, seq: u64, anchor: u64, hash: [u8; 32]) -> Result<(), String> {
+    /// `stored`: up to there the journal holds it for good.
+    pub fn free(
+        &mut self,
+        seq: u64,
+        stored: u64,
+        anchor: u64,
+        hash: [u8; 32],
+    ) -> Result<(), String> {
         let at = &self.at;
-        if seq > at.head {
-            return Err(format!("{seq} is not recorded yet, the newest is {}", at.head));
+        if seq.max(stored) > at.head {
+            let newest = seq.max(stored);
+            return Err(format!("{newest} is not recorded yet, the newest is {}", at.head));
         }
         if anchor % ANCHOR_STEP != 0 || anchor > seq.max(at.freed) {
             return Err(format!("{anchor} is no anchor for {seq}"));
@@ -492,6 +501,7 @@ impl Ring {
             self.at.anchor = anchor;
             self.at.anchor_hash = hash;
         }
+        self.at.stored = self.at.stored.max(stored);
         self.store_positions();
         Ok(())
     }
@@ -499,6 +509,8 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use crate::record::Op;
     use crate::testing::{Random, Scratch};
@@ -539,7 +551,7 @@ mod tests {
                     }
                     let half = held.len() / 2;
                     let seq = held.drain(..=half).next_back().unwrap().0;
-                    ring.free(seq, seq - seq % ANCHOR_STEP, [1; 32]).unwrap();
+                    ring.free(seq, 0, seq - seq % ANCHOR_STEP, [1; 32]).unwrap();
                 }
             }
         }
@@ -594,7 +606,7 @@ mod tests {
             };
             assert_eq!(read_payload(&ring, seq), bytes);
             let head = ring.head();
-            ring.free(head, 0, [0; 32]).unwrap();
+            ring.free(head, head, 0, [0; 32]).unwrap();
         }
     }
 
@@ -605,13 +617,13 @@ mod tests {
         for at in 0..5000u64 {
             ring.append(&Record::range(Op::Write, 0, at * 512, 512), &[1; 512], at).unwrap();
         }
-        ring.free(4500, 4096, [5; 32]).unwrap();
-        ring.set_mood(Mood { is_clean: true, state: 1, cause: 0 });
+        ring.free(4500, 4400, 4096, [5; 32]).unwrap();
+        ring.set_mood(Mood { is_clean: true, state: 1, cause: 0, last_good: 3 });
         let left = ring.positions().clone();
         drop(ring);
         let (again, mood) = Ring::open(&scratch.path("g.ring")).unwrap();
         assert_eq!(again.positions(), &left);
-        assert_eq!(mood, Mood { is_clean: true, state: 1, cause: 0 });
+        assert_eq!(mood, Mood { is_clean: true, state: 1, cause: 0, last_good: 3 });
     }
 
     #[test]
@@ -620,7 +632,7 @@ mod tests {
         let path = scratch.path("g.ring");
         let record = Record::range(Op::Write, 0, 0, 512);
         small(&scratch).append(&record, &[1; 512], 0).unwrap();
-        for at in [0u64, 9, 17, 33, 41, 57, 129, 4096 + 64, 4096 + 64 + 50] {
+        for at in [0u64, 9, 17, 33, 41, 57, 129, INDEX_AT + 64, INDEX_AT + 64 + 50] {
             let whole = std::fs::read(&path).unwrap();
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.write_all_at(&[whole[at as usize] ^ 0xff], at).unwrap();
@@ -635,11 +647,11 @@ mod tests {
         let scratch = Scratch::new();
         let mut ring = small(&scratch);
         ring.append(&Record::range(Op::Write, 0, 0, 512), &[1; 512], 0).unwrap();
-        assert!(ring.free(2, 0, [0; 32]).is_err());
-        assert!(ring.free(1, 1, [0; 32]).is_err());
-        assert!(ring.free(1, 4096, [0; 32]).is_err());
-        ring.free(1, 0, [0; 32]).unwrap();
-        ring.free(1, 0, [0; 32]).unwrap();
+        assert!(ring.free(2, 2, 0, [0; 32]).is_err());
+        assert!(ring.free(1, 1, 1, [0; 32]).is_err());
+        assert!(ring.free(1, 1, 4096, [0; 32]).is_err());
+        ring.free(1, 1, 0, [0; 32]).unwrap();
+        ring.free(1, 1, 0, [0; 32]).unwrap();
         assert_eq!(ring.payload_used(), 0);
     }
 }

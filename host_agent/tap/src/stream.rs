@@ -205,9 +205,19 @@ impl Stream {
         stream
     }
 
+    /// A stream that goes on in the ring of a tap that was killed: what it left recorded stays.
+    pub fn recover(ring: Ring, mood: Mood) -> Stream {
+        let mut stream = Stream::new(ring, Cause::UncleanStop);
+        stream.last_good = if mood.state == 1 { stream.ring.head() } else { mood.last_good };
+        stream.last_time = stream.ring.newest_time();
+        stream.show_mood(false);
+        stream
+    }
+
     fn show_mood(&mut self, is_clean: bool) {
         let cause = Cause::ALL.iter().position(|cause| *cause == self.cause).unwrap_or(0) as u8;
-        self.ring.set_mood(Mood { is_clean, state: self.state.number(), cause });
+        let (state, last_good) = (self.state.number(), self.last_good);
+        self.ring.set_mood(Mood { is_clean, state, cause, last_good });
     }
 
     /// Says in the ring that this was an orderly stop.
@@ -282,12 +292,14 @@ impl Stream {
         if !is_known && self.state != State::Dirty {
             self.begin(Some(Cause::DiskAdded), now);
         }
+        self.ring.set_member(number, true);
     }
 
     /// A disk leaves.
     pub fn remove_disk(&mut self, number: u16, now: u64) {
         let Some(member) = self.members.remove(&number) else { return };
         self.mirrors.remove(number);
+        self.ring.set_member(number, false);
         self.unreadable.retain(|(disk, _, _)| *disk != number);
         if self.state == State::Dirty {
             return;
@@ -577,6 +589,9 @@ impl Stream {
         now: u64,
     ) {
         self.ring.restart(name, predecessor, now);
+        for number in self.members.keys() {
+            self.ring.set_member(*number, true);
+        }
         self.last_good = 0;
         self.begin_seq = 0;
         self.mark_everything();

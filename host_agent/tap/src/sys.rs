@@ -407,6 +407,19 @@ impl Map {
         unsafe { AtomicU64::from_ptr(to.cast()) }.store(value.to_le(), Ordering::Release);
     }
 
+    /// Reads a number that was stored so.
+    pub fn load(&self, at: usize) -> u64 {
+        let from = self.place(at, 8);
+        assert_eq!(at % 8, 0, "unaligned");
+        // SAFETY: inside the mapping and aligned; all access to it is atomic.
+        u64::from_le(unsafe { AtomicU64::from_ptr(from.cast()) }.load(Ordering::Acquire))
+    }
+
+    /// What was written before is there before what is written after.
+    pub fn barrier(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
     /// Writes a byte that other processes may read at any time.
     pub fn store_byte(&mut self, at: usize, value: u8) {
         let to = self.place(at, 1);

@@ -15,6 +15,7 @@ use crate::nbd::Errno;
 use crate::pool::Pool;
 use crate::record::{Op as RecordOp, FLAG_FUA as RECORD_FUA, PIECE_BYTES};
 use crate::recovered::Recovered;
+use crate::ring::INLINE;
 use crate::slab::Slab;
 use crate::stats::DiskStats;
 use crate::stream::{Cause, State, Stream};
@@ -303,12 +304,24 @@ impl Core {
         let Some(disk) = self.disks.get_mut(request.disk) else {
             return Answer::Error(Errno::Shutdown);
         };
-        match disk::write_all(&disk.io.file, bytes, request.header.offset) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.flight_enter(INLINE, disk.number, &request.range());
+        }
+        let answer = match disk::write_all(&disk.io.file, bytes, request.header.offset) {
             Ok(()) => {
                 self.wrote(request, bytes);
                 Answer::Ok
             }
             Err(code) => self.refused(request, code),
+        };
+        self.flight_leave(INLINE);
+        answer
+    }
+
+    /// A change of a disk is recorded, or its range is marked.
+    pub fn flight_leave(&mut self, slot: usize) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.flight_leave(slot);
         }
     }
 
@@ -346,24 +359,28 @@ impl Core {
         let range = request.range();
         let Some(stream) = self.stream.as_mut() else { return Some(Answer::Error(Errno::Io)) };
         let disk = self.disks.get_mut(request.disk).filter(|disk| disk.is_easy(&range, true));
-        let (Some(disk), Some(bytes), true) =
-            (disk, stream.ring.draft_bytes(owner), stream.state() != State::Dirty)
-        else {
+        let is_whole = stream.state() != State::Dirty && stream.ring.draft_bytes(owner).is_some();
+        let (Some(disk), true) = (disk, is_whole) else {
             let Some(buffer) = stream.ring.take_draft(owner) else {
                 return Some(Answer::Error(Errno::Io));
             };
             return self.execute(request, Data::Owned(buffer));
         };
+        stream.ring.flight_enter(INLINE, disk.number, &range);
+        let bytes = stream.ring.draft_bytes(owner).unwrap_or(&[]);
         if let Err(code) = disk::write_all(&disk.io.file, bytes, range.start) {
             stream.ring.take_draft(owner);
-            return Some(self.refused(&request, code));
+            let answer = self.refused(&request, code);
+            self.flight_leave(INLINE);
+            return Some(answer);
         }
         crash::point("draft_after_disk_before_record");
         disk.unflushed.mark(&range);
-        disk.stats.written(bytes.len() as u64);
+        disk.stats.written(range.end - range.start);
         let flags = if request.is_fua() { RECORD_FUA } else { 0 };
         stream.write_draft(disk.number, range, flags, self.clock.wall_ns);
         crash::point("draft_after_record_before_answer");
+        stream.ring.flight_leave(INLINE);
         self.withhold_if_held(request, Answer::Ok)
     }
 
@@ -497,7 +514,10 @@ impl Core {
             return Answer::Error(Errno::Shutdown);
         };
         let (offset, length) = (request.header.offset, u64::from(request.header.length));
-        match disk::space(&disk.io.file, Space::Punch, offset, length) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.flight_enter(INLINE, disk.number, &request.range());
+        }
+        let answer = match disk::space(&disk.io.file, Space::Punch, offset, length) {
             Ok(()) => {
                 self.noted(request, RecordOp::Trim);
                 Answer::Ok
@@ -505,7 +525,9 @@ impl Core {
             // Nothing was promised, so nothing was done and nothing is recorded.
             Err(libc::EOPNOTSUPP) => Answer::Ok,
             Err(code) => self.refused(request, code),
-        }
+        };
+        self.flight_leave(INLINE);
+        answer
     }
 
     /// Zeroes a range of a memory file without writing; `None`: it must be written.
@@ -514,7 +536,10 @@ impl Core {
         let (offset, length) = (request.header.offset, u64::from(request.header.length));
         let space =
             if request.header.flags & FLAG_NO_HOLE != 0 { Space::Zero } else { Space::Punch };
-        match disk::space(&disk.io.file, space, offset, length) {
+        if let Some(stream) = &mut self.stream {
+            stream.ring.flight_enter(INLINE, disk.number, &request.range());
+        }
+        let answer = match disk::space(&disk.io.file, space, offset, length) {
             Ok(()) => {
                 self.noted(request, RecordOp::Zero);
                 Some(Answer::Ok)
@@ -524,7 +549,9 @@ impl Core {
             }
             Err(libc::EOPNOTSUPP) => None,
             Err(code) => Some(self.refused(request, code)),
-        }
+        };
+        self.flight_leave(INLINE);
+        answer
     }
 
     fn block_status(&mut self, request: &Request) -> Answer {

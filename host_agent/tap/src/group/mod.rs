@@ -7,6 +7,7 @@ pub mod delta;
 pub mod exports;
 pub mod fill;
 pub mod hold;
+pub mod left;
 pub mod mirror;
 pub mod open;
 pub mod ops;

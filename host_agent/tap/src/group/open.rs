@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::core::{Core, Disk};
 use crate::crash;
+use super::left::Left;
 use crate::disk::{self, DiskFile, Fingerprint};
 use crate::engine::{Choice, Engine};
 use crate::error::TapError;
@@ -69,65 +70,62 @@ fn failed(what: &str, e: &io::Error) -> TapError {
 }
 
 /// A group without disks yet. `state` is made durable as it is from now on.
-pub fn open(
-    places: &Places,
-    state: &mut GroupState,
-) -> Result<(Core, Option<CleanState>), TapError> {
+pub fn open(places: &Places, state: &mut GroupState) -> Result<(Core, Left), TapError> {
     let engine = Engine::new(places.engine).map_err(|e| failed("the I/O engine", &e))?;
     let clean = state.clean.take();
-    let (stream, clean) = match state.role {
-        Role::Recovered => (None, None),
+    let (stream, left) = match state.role {
+        Role::Recovered => (None, Left::Unknown),
         Role::Protected => {
-            let (stream, clean) = open_stream(places, state, clean)
+            let (stream, left) = open_stream(places, state, clean)
                 .map_err(|e| failed(&format!("the ring of group {}", state.group), &e))?;
-            (Some(stream), clean)
+            (Some(stream), left)
         }
     };
     crash::point("group_after_ring_before_state");
     places.state.save(state).map_err(|e| failed("the state directory", &e))?;
     crash::point("group_after_state_before_disks");
-    Ok((Core::new(&state.group, engine, stream), clean))
+    Ok((Core::new(&state.group, engine, stream), left))
 }
 
 fn open_stream(
     places: &Places,
     state: &mut GroupState,
     clean: Option<CleanState>,
-) -> io::Result<(Stream, Option<CleanState>)> {
+) -> io::Result<(Stream, Left)> {
     let path = places.ring(&state.group);
     let before = state.generation.as_deref().and_then(unhex::<16>);
-    let (mut ring, cause) = match (before, Ring::open(&path)) {
-        (Some(name), Ok((ring, mood))) if ring.positions().generation == name => match clean {
-            Some(clean) if mood.is_clean => {
-                let stream = Stream::resume(ring, mood, clean.last_good, clean.last_time);
-                return Ok((stream, Some(clean)));
-            }
-            _ => (ring, Cause::UncleanStop),
-        },
-        (Some(name), _) => {
-            (Ring::create(&path, state.ring_bytes, now_ns(), name)?, Cause::RingLost)
+    let Some(name) = before else {
+        let name = random_name()?;
+        let ring = Ring::create(&path, state.ring_bytes, now_ns(), name)?;
+        state.generation = Some(hex(&name));
+        state.next_number = 0;
+        return Ok((Stream::new(ring, Cause::FirstStart), Left::Unknown));
+    };
+    let found = Ring::open(&path).ok().filter(|(ring, _)| ring.positions().generation == name);
+    let mut ring = match (found, clean) {
+        (Some((ring, mood)), Some(clean)) if mood.is_clean => {
+            let stream = Stream::resume(ring, mood, clean.last_good, clean.last_time);
+            return Ok((stream, Left::Clean(clean)));
         }
-        (None, _) => {
-            let name = random_name()?;
-            let ring = Ring::create(&path, state.ring_bytes, now_ns(), name)?;
-            state.generation = Some(hex(&name));
-            state.next_number = 0;
-            return Ok((Stream::new(ring, Cause::FirstStart), None));
+        (Some((ring, mood)), _) => {
+            let left = Left::in_ring(&ring, mood);
+            return Ok((Stream::recover(ring, mood), left));
         }
+        (None, _) => Ring::create(&path, state.ring_bytes, now_ns(), name)?,
     };
     let name = random_name()?;
     ring.restart(name, None, now_ns());
     state.generation = Some(hex(&name));
-    Ok((Stream::new(ring, cause), None))
+    Ok((Stream::new(ring, Cause::RingLost), Left::Unknown))
 }
 
-/// Makes an opened disk part of its group. `left`: how an orderly stop left it.
+/// Makes an opened disk part of its group, as an earlier tap left it.
 pub fn add_disk(
     core: &mut Core,
     places: &Places,
     wanted: &DiskState,
     file: DiskFile,
-    left: Option<&CleanState>,
+    left: &Left,
 ) -> Result<u64, TapError> {
     let shown = wanted.path.display().to_string();
     let size = match wanted.is_mirror {
@@ -141,6 +139,10 @@ pub fn add_disk(
         let map = Recovered::open(&wanted.path, &quick, wanted.size);
         disk.recovered = Some(map.map_err(|e| failed(&shown, &e))?);
     }
+    if !matches!(left, Left::Clean(_)) {
+        // What a killed tap wrote may still be lost by a flush that fails.
+        disk.unflushed.mark(&(0..size));
+    }
     core.clock.tick();
     let now = core.clock.wall_ns;
     core.disks.insert(disk);
@@ -148,17 +150,15 @@ pub fn add_disk(
     if wanted.is_mirror {
         stream.mirrors.add(wanted.number);
     }
-    let Some(left) = left else {
-        stream.add_disk(wanted.number, &wanted.name, size, false, now);
-        return Ok(size);
-    };
-    stream.add_disk(wanted.number, &wanted.name, size, true, now);
-    let ranges = left.to_read.get(&wanted.number).into_iter().flatten();
-    stream.set_to_read(wanted.number, ranges.map(|(start, end)| *start..*end));
-    if wanted.is_mirror {
+    // Of a mirror only an orderly stop says anything: its source is written first.
+    let is_told = !wanted.is_mirror || matches!(left, Left::Clean(_));
+    let to_read = left.to_read(wanted.number, size).filter(|_| is_told);
+    stream.add_disk(wanted.number, &wanted.name, size, to_read.is_some(), now);
+    stream.set_to_read(wanted.number, to_read.into_iter().flatten());
+    if wanted.is_mirror && matches!(left, Left::Clean(_)) {
         // What QEMU wrote meanwhile it has kept in mind, and brings again.
         stream.fall(Cause::MirrorLost);
-    } else if left.disks.get(&wanted.number) != Some(&fingerprint) {
+    } else if !wanted.is_mirror && left.is_edited(wanted.number, &fingerprint) {
         // Somebody changed it while nobody looked.
         stream.disk_differs(wanted.number, 0..size, Cause::DiskChanged);
     }

@@ -18,6 +18,11 @@ use super::core::{Answer, Core, Data, Reply, Request};
 /// Zeroes are written in pieces of this, bytes.
 const ZERO_PIECE: u64 = 1 << 20;
 
+/// The place of an operation in the in-flight table: behind that of what is done in line.
+fn flight_slot(id: OpId) -> usize {
+    id + 1
+}
+
 /// What an operation does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -176,6 +181,11 @@ impl Core {
     /// Starts an operation that may start, through the disk's failpoints.
     pub fn start(&mut self, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
+        if let (true, Some(stream)) = (op.is_change(), &mut self.stream) {
+            let range = op.offset..op.offset + op.length;
+            let number = self.disks.get(op.disk).map_or(0, |disk| disk.number);
+            stream.ring.flight_enter(flight_slot(id), number, &range);
+        }
         let mut effect = Effect::default();
         if let (Some(target), Some(disk)) = (op.target(), self.disks.get_mut(op.disk)) {
             if !disk.failpoints.is_empty() {
@@ -392,6 +402,9 @@ impl Core {
             op.request.is_some_and(|r| matches!(r.header.command, Command::Read | Command::Write));
         if is_data {
             self.queued_bytes -= op.length as usize;
+        }
+        if op.is_change() {
+            self.flight_leave(flight_slot(id));
         }
         if let Some(disk) = self.disks.get_mut(op.disk) {
             disk.flight.leave(id, &mut self.ready);

@@ -9,6 +9,7 @@ use serde_json::{json, Value};
 use super::control::Wait;
 use super::core::Core;
 use super::delta;
+use super::left::Left;
 use super::open::{add_disk, random_name};
 use super::run::Group;
 use super::verbs::{self, Fields};
@@ -91,7 +92,7 @@ impl Group {
             self.state.disks.push(disk.clone());
             self.save()?;
         }
-        let size = add_disk(&mut self.core, &self.places, &disk, file, None)?;
+        let size = add_disk(&mut self.core, &self.places, &disk, file, &Left::Unknown)?;
         Ok(self.attached(&disk, size))
     }
 

@@ -103,6 +103,7 @@ fn add_stream(status: &mut Value, stream: &Stream) {
     status["cause"] = json!(stream.cause().name());
     status["head"] = json!(at.head);
     status["freed"] = json!(at.freed);
+    status["stored"] = json!(at.stored);
     status["last_good"] = json!(stream.last_good());
     status["to_read_bytes"] = json!(stream.remaining());
     status["sync"] = json!({ "total_bytes": total, "read_bytes": read });

@@ -79,7 +79,8 @@ fn free(core: &mut Core, fields: &Fields) -> Result<Value, TapError> {
     };
     let hash =
         hash.ok_or_else(|| TapError::bad_request("anchor_hash must be 64 hexadecimal digits"))?;
-    let result = stream(core)?.ring.free(seq, anchor, hash);
+    let stored = number_or(fields, "stored", seq)?;
+    let result = stream(core)?.ring.free(seq, stored, anchor, hash);
     result.map(|()| json!({})).map_err(TapError::bad_request)
 }
 
