@@ -6,7 +6,6 @@ mod table;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -242,27 +241,6 @@ impl Ring {
         self.map.store_byte(STATE_AT, mood.state);
         self.map.store_byte(CAUSE_AT, mood.cause);
         self.map.store_byte(CLEAN_AT, u8::from(mood.is_clean));
-    }
-
-    /// Says that records up to now, or a BEGIN that is in, name this disk; or no longer do.
-    pub fn set_member(&mut self, disk: u16, is_member: bool) {
-        if disk >= MEMBERS {
-            return;
-        }
-        let (at, bit) = (MEMBERS_AT + usize::from(disk / 8), 1 << (disk % 8));
-        let before = self.map.bytes(at, 1)[0];
-        self.map.store_byte(at, if is_member { before | bit } else { before & !bit });
-    }
-
-    /// A change of a disk is about to be submitted to it. `slot`: [`INLINE`], or any number that
-    /// no other change in flight has.
-    pub fn flight_enter(&mut self, slot: usize, disk: u16, range: &Range<u64>) {
-        self.table.enter(&mut self.map, slot, disk, range);
-    }
-
-    /// That change is recorded, or marked as to be read.
-    pub fn flight_leave(&mut self, slot: usize) {
-        self.table.leave(&mut self.map, slot);
     }
 
     /// Where it stands.

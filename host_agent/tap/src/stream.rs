@@ -2,6 +2,7 @@
 //! the ring's memory; time comes from outside.
 
 mod compared;
+mod left;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -193,36 +194,10 @@ impl Stream {
         stream
     }
 
-    /// A stream that goes on where an orderly stop left it.
-    pub fn resume(ring: Ring, mood: Mood, last_good: u64, last_time: u64) -> Stream {
-        let cause = Cause::ALL.get(usize::from(mood.cause)).copied().unwrap_or(Cause::UncleanStop);
-        let mut stream = Stream::new(ring, cause);
-        // An interval that was cut short begins again: its reads are not worth continuing.
-        stream.state = if mood.state == 1 { State::Recording } else { State::Dirty };
-        stream.last_good = if mood.state == 1 { stream.ring.head() } else { last_good };
-        stream.last_time = last_time;
-        stream.show_mood(false);
-        stream
-    }
-
-    /// A stream that goes on in the ring of a tap that was killed: what it left recorded stays.
-    pub fn recover(ring: Ring, mood: Mood) -> Stream {
-        let mut stream = Stream::new(ring, Cause::UncleanStop);
-        stream.last_good = if mood.state == 1 { stream.ring.head() } else { mood.last_good };
-        stream.last_time = stream.ring.newest_time();
-        stream.show_mood(false);
-        stream
-    }
-
     fn show_mood(&mut self, is_clean: bool) {
         let cause = Cause::ALL.iter().position(|cause| *cause == self.cause).unwrap_or(0) as u8;
         let (state, last_good) = (self.state.number(), self.last_good);
         self.ring.set_mood(Mood { is_clean, state, cause, last_good });
-    }
-
-    /// Says in the ring that this was an orderly stop.
-    pub fn leave_clean(&mut self) {
-        self.show_mood(true);
     }
 
     /// How it is.

@@ -1,4 +1,5 @@
-//! What a tap before us left: an orderly one whole, a killed one between any two of its stores.
+//! What a tap leaves for its successor, and what that finds: of an orderly one everything, of a
+//! killed one all stores up to some store.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,7 +9,7 @@ use std::path::Path;
 
 use super::{
     table, Geometry, Mood, Positions, Ring, ANCHORS_AT, CAUSE_AT, CLEAN_AT, HEADER_BYTES, INDEX_AT,
-    LAST_GOOD_AT, MAGIC, MEMBERS_AT, STATE_AT, STORED_AT, VERSION, WHICH_ANCHOR_AT,
+    LAST_GOOD_AT, MAGIC, MEMBERS, MEMBERS_AT, STATE_AT, STORED_AT, VERSION, WHICH_ANCHOR_AT,
 };
 use crate::record::{ENTRY_BYTES, FLAG_MORE, FLAG_TAIL};
 use crate::sys::files;
@@ -194,9 +195,30 @@ impl Ring {
         table::clear(&mut self.map);
     }
 
+    /// Says that records up to now, or a BEGIN that is in, name this disk; or no longer do.
+    pub fn set_member(&mut self, disk: u16, is_member: bool) {
+        if disk >= MEMBERS {
+            return;
+        }
+        let (at, bit) = (MEMBERS_AT + usize::from(disk / 8), 1 << (disk % 8));
+        let before = self.map.bytes(at, 1)[0];
+        self.map.store_byte(at, if is_member { before | bit } else { before & !bit });
+    }
+
+    /// A change of a disk is about to be submitted to it. `slot`: [`INLINE`], or any number that
+    /// no other change in flight has.
+    pub fn flight_enter(&mut self, slot: usize, disk: u16, range: &Range<u64>) {
+        self.table.enter(&mut self.map, slot, disk, range);
+    }
+
+    /// That change is recorded, or marked as to be read.
+    pub fn flight_leave(&mut self, slot: usize) {
+        self.table.leave(&mut self.map, slot);
+    }
+
     /// Whether the records that are in name this disk.
     pub fn is_member(&self, disk: u16) -> bool {
-        disk < super::MEMBERS
+        disk < MEMBERS
             && self.map.bytes(MEMBERS_AT + usize::from(disk / 8), 1)[0] >> (disk % 8) & 1 == 1
     }
 }
