@@ -77,7 +77,8 @@ def _put(at: int, value: int, kind: str = "<Q") -> Callable[[bytearray], None]:
         _put(120, 1),
     ],
     ids=[
-        "version", "table-of-version-1", "table-in-header", "table-in-index", "no-slots", "odd-slots", "slots-without-end", "no-payload", "odd-payload",
+        "version", "table-of-version-1", "table-in-header", "table-in-index",
+        "no-slots", "odd-slots", "slots-without-end", "no-payload", "odd-payload",
         "payload-without-end", "index-in-header", "areas-overlap", "payload-far-away", "reserved",
     ],
 )  # fmt: skip

@@ -415,6 +415,9 @@ impl Stream {
     pub fn begin(&mut self, cause: Option<Cause>, now: u64) -> bool {
         if self.state == State::Recording {
             self.last_good = self.ring.head();
+            // A successor must not believe that all but what is in flight is recorded.
+            self.state = State::Syncing;
+            self.show_mood(false);
         }
         if let Some(cause) = cause {
             self.cause = cause;

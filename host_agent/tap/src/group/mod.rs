@@ -5,6 +5,7 @@ pub mod control;
 pub mod core;
 pub mod delta;
 pub mod exports;
+pub mod extents;
 pub mod fill;
 pub mod hold;
 pub mod left;

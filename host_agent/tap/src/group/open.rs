@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::core::{Core, Disk};
-use crate::crash;
 use super::left::Left;
+use crate::crash;
 use crate::disk::{self, DiskFile, Fingerprint};
 use crate::engine::{Choice, Engine};
 use crate::error::TapError;
