@@ -201,6 +201,7 @@ class Agent:
             "pause": partial(self._set_paused, True),
             "resume": partial(self._set_paused, False),
             "resync": self._resync,
+            "sync": self._sync,
             "limit": self._limit,
         }
         verb = verbs.get(str(request.get("do")))
@@ -309,6 +310,15 @@ class Agent:
         group = self._group(request)
         group.the_stream().resync()
         return {"group": group.config.name}
+
+    async def _sync(self, request: Fields) -> Fields:
+        """Read a disk, or all, again: compared with the journal unless `full`."""
+        group = self._group(request)
+        disk = request.get("disk")
+        step = await group.the_stream().force_sync(
+            None if disk is None else str(disk), is_full=bool(request.get("full", False))
+        )
+        return {"group": group.config.name, "disk": disk, "to_read_bytes": step.remaining}
 
     async def _limit(self, request: Fields) -> Fields:
         """New limits until the agent starts again; what is not named stays as it is."""

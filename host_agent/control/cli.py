@@ -110,6 +110,14 @@ def _add_group_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
             f"--{name}", metavar="MBIT", type=_rate, default=argparse.SUPPRESS, help="or: none"
         )
     limit.set_defaults(run=_limit)
+    sync = verbs.add_parser(
+        "sync", parents=[answers], help="read disks again; what the journal has is not sent"
+    )
+    sync.add_argument("group", metavar="GROUP")
+    sync.add_argument("--disk", metavar="NAME", help="this disk only")
+    sync.add_argument("--full", action="store_true", help="send everything, compare nothing")
+    sync.add_argument("--yes", action="store_true", help="do not ask")
+    sync.set_defaults(run=_sync)
     for name, text in (
         ("pause", "stop sending; what is recorded stays, nothing is discarded"),
         ("resume", "go on after a pause or an alert"),
@@ -216,6 +224,22 @@ def _limit(given: argparse.Namespace) -> int:
             request[name] = getattr(given, name)
     answer = _ask(given, request)
     return _show(given, answer, render.limit(answer))
+
+
+def _sync(given: argparse.Namespace) -> int:
+    what = f"disk {given.disk}" if given.disk else "every disk"
+    how = "sent whole" if given.full else "compared with the journal, and sent where it differs"
+    print(
+        f"{what} of group {given.group} is read again and {how}. The machine goes on. Until it is "
+        "over no checkpoint can be made; those that are there stay good.",
+        file=sys.stderr,
+    )
+    if not given.yes and sys.stdin.isatty() and input("Go on? [y/N] ").strip().lower() != "y":
+        return 1
+    answer = _ask(
+        given, {"do": "sync", "group": given.group, "disk": given.disk, "full": given.full}
+    )
+    return _show(given, answer, render.sync(answer))
 
 
 def _plain(given: argparse.Namespace) -> int:

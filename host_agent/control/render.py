@@ -105,13 +105,32 @@ def _sync(sync: Fields | None) -> str:
     if not sync:
         return ""
     total, left = sync["total_bytes"], sync["remaining_bytes"]
-    if not sync["has_begun"]:
-        return f"{sync['cause']}: has not begun, {size(total)} to read"
+    why = f"{sync['cause']}, {sync['why']}" if sync["why"] else sync["cause"]
+    if not sync["has_begun"] or not total:
+        return f"{why}: has not begun, {size(left)} to read"
     pace = rate(sync["bytes_per_second"])
     return (
-        f"{sync['cause']}: {(total - left) / total:.0%} of {size(total)}, {size(left)} left "
-        f"at {pace} of disk, about {duration(sync['eta_seconds'])} more"
+        f"{why}: {(total - left) / total:.0%} of {size(total)}, {size(left)} left "
+        f"at {pace} of disk, {_until_end(sync)}; {_comparison(sync['comparison'])}"
     )
+
+
+def _until_end(sync: Fields) -> str:
+    if sync["cannot_end"]:
+        return f"cannot end while so much is written: {sync['cannot_end']}"
+    return f"about {duration(sync['eta_seconds'])} more"
+
+
+def _comparison(compared: Fields) -> str:
+    phase = compared["phase"]
+    if phase == "given_up":
+        return f"everything is sent: {compared['reason']}"
+    if phase == "learning":
+        return f"learning what the journal holds, {compared['tails']:,} segments to look at"
+    if phase in ("comparing", "done"):
+        same, differ = size(compared["same_bytes"]), size(compared["differ_bytes"])
+        return f"compared with the journal: {same} the same, {differ} to send"
+    return "sent without a comparison"
 
 
 def _sending(group: Fields) -> str:
@@ -236,6 +255,15 @@ def checkpoint(answer: Fields) -> str:
     tag = f", tag {answer['tag']!r}" if answer.get("tag") else ""
     safe = "stored" if answer["stored"] else "in the stream, not yet stored"
     return f"checkpoint {answer['checkpoint']} at {answer['seq']:,}{tag}: {safe}"
+
+
+def sync(answer: Fields) -> str:
+    """A sync that was asked for."""
+    disk = f"disk {answer['disk']}" if answer["disk"] else "every disk"
+    return (
+        f"group {answer['group']}: {disk} is read again, {size(answer['to_read_bytes'])}; "
+        "holdfast-agent status shows how far it is"
+    )
 
 
 def limit(answer: Fields) -> str:

@@ -101,6 +101,10 @@ class KeyStore:
         write_durably(self._path(generation), wrapped)
         return DataKey(key, wrapped)
 
+    def unwrap(self, generation: bytes, wrapped: bytes) -> bytes:
+        """The data key of any generation from its key object; WrongKey, BadKeyFile."""
+        return keys.open_with_group(wrapped, self._group_key, self._identity, generation)
+
     def keep_only(self, generation: bytes) -> None:
         """Remove the keys of ended generations; the journal has them."""
         kept = self._path(generation)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from host_agent.control.tap_client import Fields
 from host_agent.control.taps import find_group
 from host_agent.stream.parts import Means
-from host_agent.stream.progress import Situation, blame
+from host_agent.stream.progress import Compared, Situation, blame
 from host_agent.stream.stream import Stream
+from host_agent.stream.triggers import meaning_of
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.record import State
 
@@ -70,7 +71,7 @@ def _describe_drain(group: Group) -> Fields:
     """A group without a durable copy: its writes are seen and given back."""
     failure = group.drain.failure if group.drain else None
     nothing = ("cause", "generation", "head", "sent", "received", "rpo_seconds", "safe_time",
-               "held_up_by", "held_up_why", "ring", "sync", "alert")  # fmt: skip
+               "held_up_by", "held_up_why", "ring", "sync", "last_comparison", "alert")  # fmt: skip
     return {
         **dict.fromkeys(nothing),
         "group": group.config.name,
@@ -118,6 +119,7 @@ async def _describe_copy(group: Group, stream: Stream, facts: Fields, means: Mea
         "lag": _lag(stream),
         "ring": _ring(stream),
         "sync": _sync(stream, facts, now),
+        "last_comparison": _comparison(stream.figures.sync.last),
         "ingest": {"address": stream.address, "epoch": stream.epoch},
         "rates": _rates(stream, now),
         "limits": _limits(stream),
@@ -188,14 +190,23 @@ def _sync(stream: Stream, facts: Fields, now: float) -> Fields | None:
         return None
     eta = sync.eta_seconds(now)
     waiting = int(facts.get("to_read_bytes") or 0)
+    meaning, compared = meaning_of(ring.state.cause), sync.compared
     return {
         "cause": ring.state.cause,
+        "why": meaning.why if meaning else None,
+        "reads": meaning.reads if meaning else None,
+        "comparison": _comparison(compared),
         "has_begun": sync.began_at is not None,
         "total_bytes": sync.total or waiting,
         "remaining_bytes": sync.remaining if sync.total else waiting,
         "bytes_per_second": round(sync.rate.value(now)) if sync.began_at is not None else 0,
         "eta_seconds": None if eta is None else round(eta, 1),
+        "cannot_end": sync.why_endless(now),
     }
+
+
+def _comparison(compared: Compared | None) -> Fields | None:
+    return None if compared is None else dict(vars(compared))
 
 
 def _rates(stream: Stream, now: float) -> Fields:

@@ -12,7 +12,7 @@ from typing import Any
 
 from host_agent.control.errors import TapNotRunning
 from host_agent.stream.errors import NotAttached, TapGone
-from host_agent.stream.ports import RingOpened, SyncStep, TapState
+from host_agent.stream.ports import Look, RingOpened, SyncStep, TapState, ToRead
 from host_agent.wire import limits, tapctl
 from host_agent.wire.errors import WireError
 from host_agent.wire.record import State
@@ -48,9 +48,9 @@ class TapChannel:
             os.close(descriptor)
         return answer
 
-    async def call_for_descriptor(self, verb: str) -> tuple[Fields, int]:
+    async def call_for_descriptor(self, verb: str, **fields: object) -> tuple[Fields, int]:
         """A request whose answer carries a descriptor, which is then the caller's."""
-        answer, descriptor = await self._call(verb, ANSWER_SECONDS, {})
+        answer, descriptor = await self._call(verb, ANSWER_SECONDS, fields)
         if descriptor is None:
             raise WireError(f"The tap answered {verb} without a descriptor.")
         return answer, descriptor
@@ -230,16 +230,48 @@ class TapStream:
     async def sync(self, limit: int) -> SyncStep:
         """Have up to `limit` bytes of disks read into the ring."""
         answer = await self.channel.call("sync", seconds=_SYNC_SECONDS, bytes=limit)
+        return _sync_step(answer)
+
+    async def sync_before(self, limit: int, before: tuple[int, int]) -> SyncStep:
+        """The same, of what lies before a byte of a disk (by number)."""
+        answer = await self.channel.call("sync", seconds=_SYNC_SECONDS, bytes=limit, before=before)
+        return _sync_step(answer)
+
+    async def force(self, disk: str | None) -> SyncStep:
+        """Begin a sync interval in which everything is to be read, of one disk or of all."""
+        fields: dict[str, object] = {"bytes": 0, "cause": "forced"}
+        if disk is not None:
+            fields["disk"] = disk
+        return _sync_step(await self.channel.call("sync", seconds=_SYNC_SECONDS, **fields))
+
+    async def to_read(self, disk: str, start: int) -> ToRead:
+        """What is to be read of a disk from a byte on."""
+        answer = await self.channel.call("to_read", disk=disk, **{"from": start})
         try:
-            return SyncStep(
-                state=_state(answer["state"]),
-                read=int(answer["read"]),
-                remaining=int(answer["remaining"]),
-                total=int(answer["total"]),
-                busy=bool(answer.get("busy", False)),
+            ranges = [(int(at), int(length)) for at, length in answer["ranges"]]
+            following = answer["next"]
+            return ToRead(
+                int(answer["begin"]), ranges, None if following is None else int(following)
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise _malformed("sync", error) from None
+            raise _malformed("to_read", error) from None
+
+    async def look(self, disk: str) -> Look:
+        """A descriptor of a disk that can only read; it is then the caller's."""
+        answer, descriptor = await self.channel.call_for_descriptor("look", disk=disk)
+        try:
+            return Look(descriptor, int(answer["size"]))
+        except (KeyError, TypeError, ValueError) as error:
+            os.close(descriptor)
+            raise _malformed("look", error) from None
+
+    async def same(
+        self, generation: bytes, begin: int, disk: str, ranges: list[tuple[int, int]]
+    ) -> None:
+        """Say that the journal has these ranges; TapRefused if that interval is over."""
+        await self.channel.call(
+            "same", generation=generation.hex(), begin=begin, disk=disk, ranges=ranges
+        )
 
     async def mark(self, body: dict[str, object]) -> tuple[int, int]:
         """Put a marker into the stream: (sequence, time)."""
@@ -254,9 +286,30 @@ class TapStream:
         answer = await self.channel.call("new_generation", cause=cause)
         return _generation(answer.get("generation"))
 
+    async def follow(self, cause: str, predecessor: bytes) -> bytes:
+        """Begin a new generation that continues `predecessor`."""
+        answer = await self.channel.call(
+            "new_generation", cause=cause, predecessor=predecessor.hex()
+        )
+        return _generation(answer.get("generation"))
+
     async def close(self) -> None:
         """End the connection."""
         await self.channel.close()
+
+
+def _sync_step(answer: Fields) -> SyncStep:
+    try:
+        return SyncStep(
+            state=_state(answer["state"]),
+            read=int(answer["read"]),
+            remaining=int(answer["remaining"]),
+            total=int(answer["total"]),
+            busy=bool(answer.get("busy", False)),
+            begin=int(answer.get("begin", 0)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed("sync", error) from None
 
 
 def _tap_state(verb: str, answer: Fields) -> TapState:

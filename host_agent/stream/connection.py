@@ -19,14 +19,16 @@ from host_agent.stream.pace import frame_bytes
 from host_agent.stream.parts import OpenRing, Shared
 from host_agent.stream.ports import Link
 from host_agent.stream.prepare import Prepared, Preparer
+from host_agent.stream.readback import Readback
 from host_agent.stream.signals import Signal, run_together
-from host_agent.stream.syncing import SyncDriver
+from host_agent.stream.syncing import Journal, SyncDriver
 from host_agent.wire.errors import WireError
 from host_agent.wire.failpoints import failpoint
 from host_agent.wire.limits import RECORD_PAYLOAD_BYTES_MAX
 from host_agent.wire.message import (
     Close,
     CommitNow,
+    Fetched,
     Message,
     Probe,
     Probed,
@@ -81,7 +83,10 @@ class Connection:
         self._behind = False
         self._asked: int | None = None
         self._probes = Signal()
-        self._sync = SyncDriver(ring, shared, ledger, preparer)
+        self._readback = Readback(self._say)
+        self._sync = SyncDriver(
+            ring, shared, ledger, preparer, Journal(self._readback, self.commit_now)
+        )
 
     @property
     def ledger(self) -> Ledger:
@@ -282,6 +287,9 @@ class Connection:
                 rate = float(message.bytes_per_second) or None
                 self._buckets.throttle.set_rate(rate, self._means.clock.monotonic())
                 self._wake.notify()
+            case Fetched():
+                self._figures.counters.readback_bytes += len(message.data)
+                self._readback.on_fetched(message)
             case Close():
                 raise PeerClosed(message)
             case _:
@@ -300,6 +308,7 @@ class Connection:
         self._freeing.notify()
         self._wake.notify()
         self._on_stored(freed.seq)
+        self._readback.on_stored(freed.seq, message.place)
 
     # --- what the tap says
 

@@ -81,3 +81,15 @@ class StreamPaused(HoldfastError):
     """Somebody paused the stream."""
 
     code = "paused"
+
+
+class ReadbackFailed(HoldfastError):
+    """Ingest did not give back what a comparison needs. Everything is sent instead."""
+
+    code = "readback_failed"
+
+
+class NotComparable(HoldfastError):
+    """What the journal holds of a disk is not known, so that everything is sent."""
+
+    code = "not_comparable"

@@ -19,6 +19,9 @@ from host_agent.wire.record import Records, State
 Watch = Callable[[Records, bytes], None]
 """Is shown each batch: records and their payloads in order. Runs beside the loop."""
 
+Unwrap = Callable[[bytes, bytes], bytes]
+"""The data key of a generation from its key object; WrongKey, BadKeyFile."""
+
 
 @dataclass(frozen=True)
 class StreamSettings:
@@ -50,12 +53,14 @@ class Means:
 
 
 class Buckets:
-    """The limits of a stream: what guests write now, what a sync reads, what ingest asks for."""
+    """The limits of a stream: what guests write now, what a sync sends, what ingest asks for, and
+    what a comparison reads of disks."""
 
     def __init__(self, replication: float | None, sync: float | None, now: float) -> None:
         self.replication = TokenBucket(replication, now)
         self.sync = TokenBucket(sync, now)
         self.throttle = TokenBucket(None, now)
+        self.scan = TokenBucket(None, now)
 
 
 class Figures:
@@ -77,7 +82,7 @@ class Shared:
     """What outlives a connection. `on_stored` hears of each newly stored position, `on_healthy`
     of a connection that lasts.
 
-    `watch` is shown what is about to be sealed.
+    `watch` is shown what is about to be sealed; `unwrap` opens a generation's key object.
     """
 
     settings: StreamSettings
@@ -86,6 +91,7 @@ class Shared:
     figures: Figures
     on_stored: Callable[[int], None]
     on_healthy: Callable[[], None]
+    unwrap: Unwrap
     watch: Watch | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from host_agent.wire.message import Message
 from host_agent.wire.record import State
@@ -53,6 +53,24 @@ class SyncStep:
     remaining: int
     total: int
     busy: bool
+    begin: int = 0
+
+
+@dataclass(frozen=True)
+class ToRead:
+    """What is to be read of a disk: (offset, length) in bytes; `next`: where to ask on."""
+
+    begin: int
+    ranges: list[tuple[int, int]]
+    next: int | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """A disk to read from. The descriptor is the receiver's to close. `size` in bytes."""
+
+    descriptor: int
+    size: int
 
 
 class Tap(Protocol):
@@ -66,6 +84,20 @@ class Tap(Protocol):
     async def mark(self, body: dict[str, object]) -> tuple[int, int]: ...
     async def new_generation(self, cause: str) -> bytes: ...
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class ComparingTap(Protocol):
+    """What a tap offers besides, where its disks can be compared with one journal."""
+
+    async def sync_before(self, limit: int, before: tuple[int, int]) -> SyncStep: ...
+    async def to_read(self, disk: str, start: int) -> ToRead: ...
+    async def look(self, disk: str) -> Look: ...
+    async def same(
+        self, generation: bytes, begin: int, disk: str, ranges: list[tuple[int, int]]
+    ) -> None: ...
+    async def force(self, disk: str | None) -> SyncStep: ...
+    async def follow(self, cause: str, predecessor: bytes) -> bytes: ...
 
 
 class Link(Protocol):
@@ -84,6 +116,7 @@ class Keys(Protocol):
     def find(self, generation: bytes) -> DataKey | None: ...
     def make(self, generation: bytes) -> DataKey: ...
     def keep_only(self, generation: bytes) -> None: ...
+    def unwrap(self, generation: bytes, wrapped: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ _MEMORY_SECONDS = 5.0
 #: Share of recent time from which a wait is the one to blame.
 _BLAME_SHARE = 0.25
 
+#: A sync that sent nothing for about so long, while it could, does not end by itself.
+_ENDLESS_SECONDS = 30.0
+
 WAITS = ("pace", "window", "network", "prepare", "guest")
 
 
@@ -140,6 +143,7 @@ class Counters:
     plain_bytes_stored: int = 0
     wire_bytes_sent: int = 0
     sync_bytes_sent: int = 0
+    readback_bytes: int = 0
     frames_sent: int = 0
     markers_sent: int = 0
     connections: int = 0
@@ -191,6 +195,38 @@ class Tally:
 
 
 @dataclass
+class Compared:
+    """What comparing instead of sending has done in this sync. Bytes of disks.
+
+    `phase`: `no`, `learning` (what the journal holds), `comparing`, `done`, `given_up`. `reason`:
+    why everything is sent. `place` of the hash list; `tails`: segments after it still to be looked
+    at.
+    """
+
+    phase: str = "no"
+    reason: str | None = None
+    place: int = 0
+    tails: int = 0
+    read_bytes: int = 0
+    same_bytes: int = 0
+    differ_bytes: int = 0
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it was begun and cut short."""
+        return self.phase in ("learning", "comparing")
+
+    def start(self) -> None:
+        """A comparison begins."""
+        self.phase, self.reason, self.place, self.tails = "learning", None, 0, 0
+        self.read_bytes = self.same_bytes = self.differ_bytes = 0
+
+    def give_up(self, reason: str) -> None:
+        """Everything that is still marked is sent."""
+        self.phase, self.reason = "given_up", reason
+
+
+@dataclass
 class SyncProgress:
     """The sync that runs or comes. Bytes of disks."""
 
@@ -199,6 +235,9 @@ class SyncProgress:
     remaining: int = 0
     began_at: float | None = None
     rate: Rate = field(default_factory=lambda: Rate(0.0))
+    is_full: bool = False
+    compared: Compared = field(default_factory=Compared)
+    last: Compared | None = None
 
     def on_step(self, step: SyncStep, cause: str | None, now: float) -> None:
         """One `sync` request was answered."""
@@ -212,6 +251,16 @@ class SyncProgress:
     def on_recording(self) -> None:
         """No sync is wanted."""
         self.cause, self.total, self.remaining, self.began_at = None, 0, 0, None
+        if self.compared.phase != "no":
+            self.last, self.compared = self.compared, Compared()
+        self.is_full = False
+
+    def why_endless(self, now: float) -> str | None:
+        """Why this sync does not get nearer to its end at the present rates; None if it does."""
+        begun = self.began_at is not None and now - self.began_at > _ENDLESS_SECONDS
+        if not begun or not self.total or self.rate.value(now) > 1.0:
+            return None
+        return "machines fill the line, so that nothing of the sync is sent"
 
     def eta_seconds(self, now: float) -> float | None:
         """How long it will take at the present rate; None if nobody can say."""

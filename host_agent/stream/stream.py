@@ -12,7 +12,13 @@ import os
 from dataclasses import dataclass
 
 from host_agent.stream.connection import Connection
-from host_agent.stream.errors import DataKeyMissing, NotAttached, StreamPaused
+from host_agent.stream.errors import (
+    DataKeyMissing,
+    NotAttached,
+    NotComparable,
+    RingChanged,
+    StreamPaused,
+)
 from host_agent.stream.greeting import begin, greet, say_goodbye
 from host_agent.stream.ledger import Freed, Ledger, Terms
 from host_agent.stream.parts import (
@@ -24,12 +30,24 @@ from host_agent.stream.parts import (
     StreamSettings,
     Watch,
 )
-from host_agent.stream.ports import ConnectTap, Dial, Keys, Link, RingOpened, Tap, TapState
+from host_agent.stream.ports import (
+    ComparingTap,
+    ConnectTap,
+    Dial,
+    Keys,
+    Link,
+    RingOpened,
+    SyncStep,
+    Tap,
+    TapState,
+)
 from host_agent.stream.ring import RingFile
 from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
 from host_agent.stream.signals import Signal, run_together
+from host_agent.stream.triggers import Trigger
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.failpoints import failpoint
+from host_agent.wire.message import Welcome
 
 #: Nobody tells the agent of a disk that is attached without it; it looks this often.
 _LOOK_SECONDS = 5.0
@@ -75,6 +93,7 @@ class Stream:
             self.figures,
             self._on_stored,
             self.decider.on_success,
+            doors.keys.unwrap,
             watch,
         )
         self._is_ending = False
@@ -113,6 +132,24 @@ class Stream:
         self.decider.release()
         self._end_connection("a new generation was asked for")
 
+    async def force_sync(self, disk: str | None, *, is_full: bool) -> SyncStep:
+        """Have everything of one disk, or of all, read again in this generation.
+
+        It is compared with the journal first, unless `is_full`. The tap's errors.
+        """
+        ring = self.ring
+        if ring is None:
+            raise self._not_open()
+        if not isinstance(ring.tap, ComparingTap):
+            raise NotComparable(
+                "Only the whole of a group with several copies can be synced again.",
+                hint=f"Run: holdfast-agent resync {self.settings.identity.group}",
+            )
+        step = await ring.tap.force(disk)
+        self.figures.sync.is_full = is_full
+        ring.see(await ring.tap.state())
+        return step
+
     def nudge(self) -> None:
         """Something changed, a disk was attached perhaps: do not wait any longer."""
         self._nudge.notify()
@@ -129,14 +166,17 @@ class Stream:
         """Put a marker into the stream: (generation, sequence, time). The tap's errors."""
         ring = self.ring
         if ring is None:
-            raise NotAttached(
-                f"The ring of group {self.settings.identity.group} is not open.",
-                hint="See `holdfast-agent status`: attach a disk, or wait for the tap.",
-                retryable=True,
-            )
+            raise self._not_open()
         seq, time = await ring.tap.mark(body)
         failpoint("marker_after_placed_before_told")
         return ring.generation, seq, time
+
+    def _not_open(self) -> NotAttached:
+        return NotAttached(
+            f"The ring of group {self.settings.identity.group} is not open.",
+            hint="See `holdfast-agent status`: attach a disk, or wait for the tap.",
+            retryable=True,
+        )
 
     async def wait_stored(self, generation: bytes, seq: int) -> None:
         """Return when the position is in the store; never, if its generation ends before."""
@@ -290,6 +330,7 @@ class Stream:
             welcome = await greet(ring, link, self._shared)
             self.decider.on_welcome()
             failpoint("welcome_after_heard_before_check")
+            await self._adopt(ring, welcome)
             preparer, stored = await begin(ring, welcome, self._shared)
         except HoldfastError as error:
             await say_goodbye(link, error)
@@ -301,6 +342,20 @@ class Stream:
         terms = Terms(welcome.epoch, welcome.window_bytes, welcome.frame_bytes_max)
         ledger = Ledger(terms, ring.generation, stored.seq)
         return Connection(ring, link, ledger, preparer, self._shared)
+
+    async def _adopt(self, ring: OpenRing, welcome: Welcome) -> None:
+        """A generation that continues nothing of this journal begins over what the journal has.
+
+        So disks that it has by name can be compared with it, and where that is not possible they
+        are sent whole all the same. RingChanged if the tap began such a generation.
+        """
+        is_new = welcome.begin == "new_generation" and ring.state.head == 0
+        newest = bytes.fromhex(welcome.generation or "")
+        if not is_new or not newest or newest == ring.opened.predecessor:
+            return
+        if isinstance(ring.tap, ComparingTap) and newest != ring.generation:
+            await ring.tap.follow(ring.state.cause or Trigger.FIRST_START, newest)
+            raise RingChanged("A generation begins that continues what the journal holds.")
 
     def _repeat_wish(self, ring: OpenRing, connection: Connection) -> None:
         generation, seq = self._wanted

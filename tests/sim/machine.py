@@ -81,6 +81,9 @@ class Keyring:
         self.kept[generation] = DataKey(*make_data_key(self.group_key, self.identity, generation))
         return self.kept[generation]
 
+    def unwrap(self, generation: bytes, wrapped: bytes) -> bytes:
+        return open_with_group(wrapped, self.group_key, self.identity, generation)
+
     def keep_only(self, generation: bytes) -> None:
         self.kept = {generation: self.kept[generation]}
 

@@ -14,7 +14,7 @@ from host_agent.stream.errors import NotAttached
 from host_agent.stream.parts import Buckets, Means, StreamSettings
 from host_agent.stream.ports import DataKey, Result
 from host_agent.stream.stream import Doors, Stream
-from host_agent.wire.keys import make_data_key
+from host_agent.wire.keys import make_data_key, open_with_group
 from tests.stream.fake_ingest import GROUP_KEY, IDENTITY, FakeIngest
 from tests.stream.fake_tap import FakeTap, TapConnection
 
@@ -73,6 +73,9 @@ class MemoryKeys:
         key, wrapped = make_data_key(GROUP_KEY, IDENTITY, generation)
         self.kept[generation] = DataKey(key, wrapped)
         return self.kept[generation]
+
+    def unwrap(self, generation: bytes, wrapped: bytes) -> bytes:
+        return open_with_group(wrapped, GROUP_KEY, IDENTITY, generation)
 
     def keep_only(self, generation: bytes) -> None:
         self.kept = {generation: self.kept[generation]}

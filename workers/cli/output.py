@@ -30,6 +30,7 @@ _PHASES = {
     "write": "Writing",
     "verify": "Reading back",
     "check": "Checking",
+    "hash": "Hashing",
 }
 
 

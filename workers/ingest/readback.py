@@ -22,6 +22,7 @@ from host_agent.wire.names import (
 )
 from host_agent.wire.segment import parse_trailer
 from workers.ingest.errors import CloseCode, SessionEnded
+from workers.ingest.facts import StreamFacts
 from workers.ingest.tools import Line, Tools
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
@@ -44,12 +45,11 @@ class _Found:
 
 
 class Readback:
-    """Answers the FETCH messages of one session. `last_place`: its claim, beyond which is nothing
-    that the agent could ask for."""
+    """Answers the FETCH messages of one session, of places that it claimed or appended."""
 
-    def __init__(self, identity: Identity, last_place: int, tools: Tools, line: Line) -> None:
+    def __init__(self, identity: Identity, facts: StreamFacts, tools: Tools, line: Line) -> None:
         self._identity = identity
-        self._last_place = last_place
+        self._facts = facts
         self._tools = tools
         self._line = line
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +99,7 @@ class Readback:
             place, name = message.place, chain_name(self._identity, message.place)
         else:
             place, name = 0, key_name(self._identity, bytes.fromhex(message.generation or ""))
-        if place > self._last_place:
+        if place > self._facts.place:
             raise ObjectMissing(store.label, name)
         total = store.size(name)
         length = max(0, min(message.length, total - message.offset))
@@ -109,7 +109,7 @@ class Readback:
         prefix = hashes_prefix(self._identity)
         for folder in sorted(store.folders(prefix), reverse=True):
             found = hashes_place(f"{folder}{0:08x}")
-            if found is None or found[0] > self._last_place:
+            if found is None or found[0] > self._facts.place:
                 continue
             listed = next(iter(store.list(folder, limit=1)), None)
             # The directory is made last: without it there is no list.
@@ -122,7 +122,7 @@ class Readback:
         data = bytearray()
         place, offset = message.place, message.offset
         for _ in range(_TAILS_MAX):
-            if place > self._last_place or len(data) >= message.length:
+            if place > self._facts.place or len(data) >= message.length:
                 break
             framed = self._framed_tail(store, place)
             data += framed[offset : offset + message.length - len(data)]

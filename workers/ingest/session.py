@@ -204,7 +204,7 @@ class Session:
         committer = Committer(stream, self._tools, self._on_stored, self._on_room)
         gate = FrameGate(admitted.generation, start, frozenset(facts.last_salts))
         _enter(facts, admitted, end, start.seq)
-        readback = Readback(admitted.identity, end.place, self._tools, self._line)
+        readback = Readback(admitted.identity, facts, self._tools, self._line)
         self._writing = _Writing(gate, facts, committer, readback, end.epoch)
         failpoint("welcome_after_claim_before_sent")
         self._line.write(pack(_welcome(begin, end)))

@@ -572,7 +572,7 @@ impl Stream {
         }
         self.last_good = 0;
         self.begin_seq = 0;
-        self.mark_everything();
+        self.mark_everything(None);
         self.fall_from(cause);
     }
 }

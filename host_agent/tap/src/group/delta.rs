@@ -30,6 +30,14 @@ pub fn frontier(fields: &Fields) -> Result<Option<(u16, u64)>, TapError> {
     }
 }
 
+/// The number of the disk that a forced `sync` names: `disk`.
+pub fn only(core: &Core, fields: &Fields) -> Result<Option<u16>, TapError> {
+    match fields.get("disk") {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => slot(core, fields).map(|at| core.disks.get(at).map(|disk| disk.number)),
+    }
+}
+
 fn pair(value: &Value) -> Option<(u64, u64)> {
     match value.as_array()?.as_slice() {
         [one, other] => Some((one.as_u64()?, other.as_u64()?)),

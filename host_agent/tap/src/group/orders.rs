@@ -375,10 +375,11 @@ impl Group {
             Some(_) => Some(verbs::cause(fields)?),
         };
         let before = delta::frontier(fields)?;
+        let only = delta::only(&self.core, fields)?;
         let number = self.ctls.get(slot).map_or(0, |ctl| ctl.number);
         self.syncing = Some((slot, number, id.clone()));
         self.core.clock.tick();
-        self.core.begin_sync(bytes, before, cause);
+        self.core.begin_sync(bytes, before, cause.map(|cause| (cause, only)));
         Ok(())
     }
 

@@ -78,12 +78,17 @@ impl SyncRun {
 
 impl Core {
     /// Begins to serve a `sync` of up to `bytes`, of what lies before the disk and byte `before`.
-    /// `cause`: everything is read again.
-    pub fn begin_sync(&mut self, bytes: u64, before: Option<(u16, u64)>, cause: Option<Cause>) {
+    /// `cause`: everything is read again, of one disk or of all.
+    pub fn begin_sync(
+        &mut self,
+        bytes: u64,
+        before: Option<(u16, u64)>,
+        cause: Option<(Cause, Option<u16>)>,
+    ) {
         let now = self.clock.wall_ns;
         self.sync.wanted = Some(Wanted { bytes, before, read: 0, records: 0 });
-        if let (Some(stream), Some(cause)) = (&mut self.stream, cause) {
-            stream.mark_everything();
+        if let (Some(stream), Some((cause, only))) = (&mut self.stream, cause) {
+            stream.mark_everything(only);
             if stream.state() == State::Dirty {
                 stream.set_cause(cause);
             } else {

@@ -46,9 +46,10 @@ impl Stream {
         found
     }
 
-    /// Everything of every disk is to be read.
-    pub fn mark_everything(&mut self) {
-        for member in self.members.values_mut() {
+    /// Everything is to be read, of one disk or of all.
+    pub fn mark_everything(&mut self, only: Option<u16>) {
+        let wanted = |number: &u16| only.is_none_or(|only| only == *number);
+        for (_, member) in self.members.iter_mut().filter(|(number, _)| wanted(number)) {
             member.to_read.insert(0..member.size);
         }
         self.mirrors.forget();
