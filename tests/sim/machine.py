@@ -13,7 +13,7 @@ from host_agent.stream.parts import Buckets, Means, StreamSettings
 from host_agent.stream.ports import DataKey, Result, RingOpened, SyncStep, TapState
 from host_agent.stream.stream import Doors, Stream
 from host_agent.wire.errors import HoldfastError
-from host_agent.wire.keys import GroupKey, make_data_key
+from host_agent.wire.keys import GroupKey, make_data_key, open_with_group
 from host_agent.wire.names import Identity
 from host_agent.wire.record import Op, State
 from host_agent.wire.tapctl import TapRefused
