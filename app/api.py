@@ -7,6 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.events.endpoints import router as events
+from app.hosts.endpoints import joining, renewing
+from app.hosts.endpoints import router as hosts
+from app.hosts.schemas import RootOutput
 from app.http.errors import handle_errors
 from app.http.limits import BodyLimit
 from app.http.routing import check_routers
@@ -19,8 +22,8 @@ from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
 
 #: Open to anybody: nothing of a tenant is in them.
-PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems"})
-_ROUTERS = (tenant, sites, api_keys, events, provider_tenants)
+PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"})
+_ROUTERS = (tenant, sites, hosts, joining, renewing, api_keys, events, provider_tenants)
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."
 
 
@@ -51,6 +54,11 @@ def make_app(tools: Tools) -> FastAPI:
     async def problems() -> list[dict[str, Any]]:
         """Every code that a problem document may carry."""
         return [vars(kind) for kind in CATALOGUE.values()]
+
+    @app.get("/v1/root-certificate", tags=["hosts"], summary="Get the deployment's root")
+    async def root_certificate() -> RootOutput:
+        """Public: a host compares it with what its join token pins before it sends anything."""
+        return RootOutput(certificate=tools.root.certificate_pem, sha256=tools.root.fingerprint)
 
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -10,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.database.sessions import TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
 from app.http import idempotency
 from app.http.unit import ProviderUnit, TenantUnit, Tools
@@ -50,23 +52,48 @@ def privilege_of(route: APIRoute) -> Privilege | None:
     return None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Somebody at the door: in whose scope, with what."""
+
+    session: TenantSession
+    tools: Tools
+    credential: Token
+    body: bytes
+
+
 class TenantRoute(APIRoute):
-    """A route in a tenant's scope: authenticated, one transaction, one effect for each key."""
+    """A route in a tenant's scope: authenticated, one transaction, one effect for each key.
+
+    Kinds of callers differ in `credential`, which says whose scope it is before anything of the
+    database is read, and in `authenticate`, which works in that scope.
+    """
+
+    async def credential(self, request: Request) -> Token:
+        """Whom the request says that it comes from; Problem `not_authenticated`."""
+        token = parse_token(bearer_of(request))
+        if token is None or token.tenant_id is None:
+            raise refused()
+        return token
+
+    async def authenticate(self, entry: Entry) -> Principal:
+        """Who it is; Problem `not_authenticated`."""
+        tools = entry.tools
+        return await authenticate_tenant(
+            entry.session, entry.credential, tools.sealer, tools.clock.now()
+        )
 
     def get_route_handler(self) -> _Handler:
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            token = _token(request)
-            if token.tenant_id is None:
-                raise refused()
-            await request.body()  # a slow sender holds no connection of the database
+            body = await request.body()  # a slow sender holds no connection of the database
+            credential = await self.credential(request)
+            assert credential.tenant_id is not None
             tools: Tools = request.app.state.tools
             try:
-                async with tools.database.tenant(token.tenant_id) as session:
-                    principal = await authenticate_tenant(
-                        session, token, tools.sealer, tools.clock.now()
-                    )
+                async with tools.database.tenant(credential.tenant_id) as session:
+                    principal = await self.authenticate(Entry(session, tools, credential, body))
                     unit = TenantUnit(session, principal, tools, _circumstances(request, principal))
                     request.state.unit = unit
                     return await _answer(request, unit, original)
@@ -112,10 +139,10 @@ class ProviderRoute(APIRoute):
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            token = _token(request)
-            if token.tenant_id is not None:
+            await request.body()
+            token = parse_token(bearer_of(request))
+            if token is None or token.tenant_id is not None:
                 raise refused()
-            await request.body()  # a slow sender holds no connection of the database
             tools: Tools = request.app.state.tools
             async with tools.database.provider() as session:
                 principal = await authenticate_provider(session, token, tools.sealer)
@@ -129,12 +156,10 @@ class ProviderRoute(APIRoute):
         return handle
 
 
-def _token(request: Request) -> Token:
+def bearer_of(request: Request) -> str:
+    """The request's bearer token, unread; empty without one."""
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    token = parse_token(text.strip()) if scheme.lower() == "bearer" else None
-    if token is None:
-        raise refused()
-    return token
+    return text.strip() if scheme.lower() == "bearer" else ""
 
 
 def _circumstances(request: Request, principal: Principal) -> Circumstances:

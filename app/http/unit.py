@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from app.certificates.authority import Authority
 from app.database.sessions import Database, ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
 from app.identity.principals import Principal
@@ -22,6 +23,7 @@ class Tools:
     database: Database
     sealer: Sealer
     clock: Clock
+    root: Authority
 
 
 @dataclass

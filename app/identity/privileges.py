@@ -16,8 +16,12 @@ class Privilege(StrEnum):
     API_KEYS_WRITE = "api_keys.write"
     SITES_READ = "sites.read"
     SITES_WRITE = "sites.write"
+    HOSTS_READ = "hosts.read"
+    HOSTS_WRITE = "hosts.write"
     EVENTS_READ = "events.read"
     AUDIT_READ = "audit.read"
+    HOST_JOIN = "host.join"
+    HOST_RENEW = "host.renew"
     PROVIDER_TENANTS = "provider.tenants"
 
 
@@ -29,11 +33,21 @@ class Role(StrEnum):
     VIEWER = "viewer"
 
 
-_VIEWER = frozenset({Privilege.TENANT_READ, Privilege.SITES_READ, Privilege.EVENTS_READ})
-_OPERATOR = _VIEWER | {Privilege.SITES_WRITE, Privilege.USERS_READ, Privilege.API_KEYS_READ}
+_VIEWER = frozenset(
+    {Privilege.TENANT_READ, Privilege.SITES_READ, Privilege.HOSTS_READ, Privilege.EVENTS_READ}
+)
+_OPERATOR = _VIEWER | {
+    Privilege.SITES_WRITE,
+    Privilege.HOSTS_WRITE,
+    Privilege.USERS_READ,
+    Privilege.API_KEYS_READ,
+}
+
+#: Of join tokens, of hosts, and of the provider's staff: of no tenant's role.
+_OF_OTHERS = {Privilege.HOST_JOIN, Privilege.HOST_RENEW, Privilege.PROVIDER_TENANTS}
 
 PRIVILEGES: dict[Role, frozenset[Privilege]] = {
     Role.VIEWER: _VIEWER,
     Role.OPERATOR: _OPERATOR,
-    Role.ADMINISTRATOR: frozenset(Privilege) - {Privilege.PROVIDER_TENANTS},
+    Role.ADMINISTRATOR: frozenset(Privilege) - _OF_OTHERS,
 }

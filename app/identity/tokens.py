@@ -1,5 +1,8 @@
 """Bearer tokens: `hf_<tenant>_<id>_<secret>`, or `hfp_<id>_<secret>` for the provider's staff.
 
+A host joins with `hfj_<tenant>_<id>_<secret>_<root>`, where root is the SHA-256 of the deployment's
+root certificate, so that a host believes nobody else from its first connection on.
+
 The tenant is in the token, so that the scope is set before the first query. The secret is 256
 random bits; the database keeps an HMAC of it under the deployment's pepper.
 """

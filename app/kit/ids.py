@@ -23,6 +23,8 @@ class Kind(StrEnum):
     USER = "usr"
     API_KEY = "key"
     SITE = "site"
+    HOST = "host"
+    JOIN_TOKEN = "join"  # noqa: S105 - a prefix
     EVENT = "evt"
     PROVIDER_KEY = "pky"
     REQUEST = "req"

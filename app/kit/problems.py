@@ -46,6 +46,7 @@ CATALOGUE = _catalogue(
     ProblemKind("invalid_fields", 422, "Fields of the request are not valid."),
     ProblemKind("idempotency_key_reused", 422, "The key came with another request before."),
     ProblemKind("etag_required", 428, "The request must say which version it changes."),
+    ProblemKind("request_refused", 422, "The certificate request is not acceptable."),
     ProblemKind("internal", 500, "Something failed on our side.", retryable=True),
     ProblemKind("database_unavailable", 503, "The database does not answer.", retryable=True),
 )

@@ -2,6 +2,7 @@
 
 from app.models.base import Base, Resource, TenantOwned
 from app.models.events import AuditEntry, Event, TenantLedger
+from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User
 from app.models.sites import Site
 from app.models.tenants import Tenant
@@ -11,11 +12,14 @@ __all__ = [
     "AuditEntry",
     "Base",
     "Event",
+    "Host",
     "IdempotencyRecord",
+    "JoinToken",
     "ProviderKey",
     "Resource",
     "Site",
     "Tenant",
+    "TenantAuthority",
     "TenantLedger",
     "TenantOwned",
     "User",

@@ -57,7 +57,5 @@ async def create_tenant(
 ) -> TenantCreated:
     """A new tenant, and the token of its first administrator: in this answer and nowhere else."""
     tenant = await service.create_tenant(unit.session, wanted, unit.now)
-    token = await service.open_tenant(
-        unit.tools.database, unit.tools.sealer, tenant, unit.circumstances
-    )
+    token = await service.open_tenant(unit.tools, tenant, unit.circumstances)
     return TenantCreated(**_show(tenant).model_dump(), token=token.text)

@@ -7,15 +7,16 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from app.database.sessions import Database, ProviderSession
+from app.certificates.service import make_authority
+from app.database.sessions import ProviderSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.http.unit import Tools
 from app.identity.privileges import Role
 from app.identity.schemas import ApiKeyInput
 from app.identity.service import make_api_key
 from app.identity.tokens import Token, make_token
 from app.kit.ids import Kind, new_uuid, show
 from app.kit.problems import Problem
-from app.kit.sealing import Sealer
 from app.models import Tenant, TenantLedger
 from app.models.tenants import TenantState
 from app.tenants.schemas import TenantInput
@@ -50,19 +51,18 @@ async def create_tenant(session: ProviderSession, wanted: TenantInput, now: date
     return tenant
 
 
-async def open_tenant(
-    database: Database, sealer: Sealer, tenant: Tenant, by: Circumstances
-) -> Token:
-    """In the tenant's own scope: its ledger, its first administrator's key. It is active then."""
+async def open_tenant(tools: Tools, tenant: Tenant, by: Circumstances) -> Token:
+    """In the tenant's own scope: its ledger, its authority, its first administrator's key."""
     token = make_token(tenant.id, new_uuid(by.at))
     wanted = ApiKeyInput(name=FIRST_KEY, role=Role.ADMINISTRATOR)
-    async with database.tenant(tenant.id) as session:
+    async with tools.database.tenant(tenant.id) as session:
         own = await session.orm.get_one(Tenant, tenant.id, with_for_update=True)
         if own.state != TenantState.CREATING:
             raise Problem("name_taken", f"There is a tenant named {tenant.name} already.")
         own.state = TenantState.ACTIVE
         session.orm.add(TenantLedger(tenant_id=tenant.id))
-        session.orm.add(make_api_key(token, sealer, wanted, by.at))
+        session.orm.add(make_authority(tools.root, tools.sealer, tenant.id, by.at))
+        session.orm.add(make_api_key(token, tools.sealer, wanted, by.at))
         subject = show(Kind.TENANT, tenant.id)
         happened = Happening("tenants.created", subject, {"name": tenant.name})
         act = Act("tenants.created", subject, details={"name": tenant.name})

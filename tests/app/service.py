@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from sqlalchemy import URL, insert
 
 from app.api import make_app
+from app.certificates.authority import make_root
 from app.database.sessions import Database
 from app.http.unit import Tools
 from app.identity.tokens import make_token
-from app.kit.clock import SystemClock
+from app.kit.clock import Clock, SystemClock
 from app.kit.ids import new_uuid
 from app.kit.sealing import Sealer
 from app.models import ProviderKey
@@ -82,9 +83,10 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(url: URL) -> AsyncIterator[Service]:
+async def running_service(url: URL, clock: Clock | None = None) -> AsyncIterator[Service]:
     """The application over this database, with a key of the provider's."""
-    tools = Tools(Database(url), Sealer(SECRET), SystemClock())
+    clock = clock or SystemClock()
+    tools = Tools(Database(url), Sealer(SECRET), clock, make_root(clock.now()))
     token = make_token(None, new_uuid(tools.clock.now()))
     async with tools.database.provider() as session:
         await session.orm.execute(

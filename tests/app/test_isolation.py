@@ -19,12 +19,15 @@ from httpx2 import Response
 from sqlalchemy import URL, Engine, create_engine, event, text
 
 from app.api import PUBLIC
+from tests.app.joining import join_host
 from tests.app.service import Caller, Service, running_service
 from tests.servers.postgres import Cluster
 
 pytestmark = pytest.mark.anyio
 _SCOPE = re.compile(r"\w+\.tenant_id = %\(\w+\)s::UUID")
 CANARY = "c4n4ry-of-the-other-tenant"
+#: Routes for hosts: an API key is no way in.
+MACHINES = {"POST /v1/enrolments", "POST /v1/renewals"}
 #: What each route needs to be answered with 2xx. A route that is missing here fails the test.
 BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v1/tenant": None,
@@ -37,6 +40,20 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "POST /v1/api-keys": {"name": "made", "role": "viewer"},
     "GET /v1/api-keys/{api_key_id}": None,
     "POST /v1/api-keys/{api_key_id}:revoke": None,
+    "GET /v1/hosts": None,
+    "GET /v1/hosts/{host_id}": None,
+    "POST /v1/hosts/{host_id}:revoke": None,
+    "GET /v1/join-tokens": None,
+    "POST /v1/join-tokens": {"name": "made"},
+    "GET /v1/join-tokens/{join_token_id}": None,
+    "POST /v1/join-tokens/{join_token_id}:revoke": None,
+    "POST /v1/enrolments": {"certificate_request": "x", "agent_version": "1"},
+    "POST /v1/renewals": {
+        "certificate": "x",
+        "certificate_request": "x",
+        "signature": "x",
+        "agent_version": "1",
+    },
     "GET /v1/events": None,
     "GET /v1/audit": None,
     "GET /v1/audit:verify": None,
@@ -70,7 +87,13 @@ class World:
 async def _fill(tenant: Caller, name: str) -> dict[str, str]:
     site = await tenant.post("/v1/sites", {"name": name, "territory": "CH"})
     key = await tenant.post("/v1/api-keys", {"name": name, "role": "viewer"})
-    return {"site_id": site.json()["id"], "api_key_id": key.json()["id"]}
+    host_id, join_token_id = await join_host(tenant, name)
+    return {
+        "site_id": site.json()["id"],
+        "api_key_id": key.json()["id"],
+        "host_id": host_id,
+        "join_token_id": join_token_id,
+    }
 
 
 async def make_world(service: Service) -> World:
@@ -195,8 +218,10 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     ids = await _fill(administrator, "own")
     viewer = await service.make_caller(administrator, "viewer")
     allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}", "GET /v1/events"}
+    allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
+    allowed |= {"GET /v1/join-tokens", "GET /v1/join-tokens/{join_token_id}"}
     for method, path in routes_of(service):
-        if path.startswith("/v1/provider"):
+        if path.startswith("/v1/provider") or f"{method} {path}" in MACHINES:
             continue
         answer = await ask(viewer, (method, path), ids)
         if f"{method} {path}" in allowed:
@@ -204,7 +229,8 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
         else:
             assert (answer.status_code, answer.json()["code"]) == (403, "privilege_missing"), path
     denied = (await administrator.get("/v1/audit", params={"limit": 200})).json()["items"]
-    assert sum(entry["outcome"] == "denied" for entry in denied) == len(routes_of(service)) - 2 - 4
+    others = 2 + len(MACHINES) + len(allowed)
+    assert sum(entry["outcome"] == "denied" for entry in denied) == len(routes_of(service)) - others
 
 
 async def test_without_both_walls_the_matrix_sees_the_leak(cluster: Cluster) -> None:
