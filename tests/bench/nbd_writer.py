@@ -14,7 +14,7 @@ from tests.bench.processes import BenchFailed
 _MAGIC, _OPTION_MAGIC = 0x4E42444D41474943, 0x49484156454F5054
 _REPLY_MAGIC, _REQUEST_MAGIC, _SIMPLE_REPLY_MAGIC = 0x3E889045565A9, 0x25609513, 0x67446698
 _OPT_GO, _REP_ACK, _REP_ERROR = 7, 1, 1 << 31
-_CMD_WRITE, _CMD_DISC, _CMD_FLUSH = 1, 2, 3
+_CMD_READ, _CMD_WRITE, _CMD_DISC, _CMD_FLUSH = 0, 1, 2, 3
 _FIXED_NO_ZEROES = 3
 _DEPTH = 32
 
@@ -80,6 +80,22 @@ class NbdWriter:
         self._socket.sendall(self._request(_CMD_DISC, 0, 0, 0))
         self._file.close()
         self._socket.close()
+
+
+class NbdReader(NbdWriter):
+    """A connection that reads, one request at a time. Use as a context manager."""
+
+    def __enter__(self) -> NbdReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the export; BenchFailed where the server answers with an error."""
+        self._socket.sendall(self._request(_CMD_READ, 0, offset, length))
+        self._reap()
+        return self._read(length)
 
 
 def corpus(size: int) -> bytes:

@@ -27,7 +27,7 @@ from tests.model.builder import JournalBuilder
 from tests.model.model import BEGIN, DETACH, DISK, END, MARK, WRITE, ZERO, Event, Model
 from tests.model.store import MemoryStore
 from tests.restore.replay import build
-from workers.journal import chain
+from workers.journal import chain, spool
 from workers.journal.catalogue import choose_stream, list_streams
 from workers.journal.errors import (
     AmbiguousStream,
@@ -388,6 +388,7 @@ class Full:
 
 def test_no_room_for_columns_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     real = tempfile.TemporaryFile
+    monkeypatch.setattr(spool, "MEMORY_BYTES", 0)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **words: Full(real("w+b", **words)))
     builder, store = build(90)
     with pytest.raises(SpoolFull) as raised:

@@ -16,13 +16,12 @@ from tests.model.store import MemoryStore
 from tests.restore.replay import build
 from tests.restore.tap_double import Refused, TapDouble
 from workers.journal.errors import PayloadDamaged
-from workers.journal.mapfile import PointMap
-from workers.journal.pitmap import get_map
 from workers.journal.points import resolve
 from workers.journal.reader import Journal, open_journal
 from workers.restore import provider as providing
 from workers.restore.errors import TapFailed
 from workers.restore.fetch import FrameCache
+from workers.restore.livemap import LiveMap
 from workers.restore.provider import Provider
 from workers.restore.tap_client import TapChannel
 from workers.storage.errors import StoreUnavailable
@@ -31,7 +30,7 @@ from workers.storage.errors import StoreUnavailable
 class Scene:
     """A journal's newest moment, its provider, and the tap that asks."""
 
-    def __init__(self, journal: Journal, found: PointMap, folder: Path) -> None:
+    def __init__(self, journal: Journal, found: LiveMap, folder: Path) -> None:
         self.journal = journal
         self.found = found
         self.tap = TapDouble(folder / "g.stream", {d.name: d.size for d in found.disks})
@@ -41,7 +40,7 @@ class Scene:
 @contextmanager
 def scene(builder: JournalBuilder, folder: Path) -> Iterator[Scene]:
     with open_journal(builder.store, builder.identity, builder.tenant_key) as journal:
-        found = get_map(journal, resolve(journal, "latest-write"))
+        found = LiveMap(journal, resolve(journal, "latest-write"))
         made = Scene(journal, found, folder)
         try:
             yield made

@@ -1,13 +1,15 @@
 """Columns that live in unlinked temporary files: as large as the journal is long, and never all in
 memory.
 
-Rows are appended with ordinary writes, so that a full file system is an error and not a signal;
-they are read through a mapping, which the kernel may drop and read again.
+The first rows stay in memory. More are appended to files with ordinary writes, so that a full file
+system is an error and not a signal; they are read through a mapping, which the kernel may drop and
+read again.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,60 +22,85 @@ from workers.journal.errors import SpoolFull
 Column = NDArray[Any]
 
 
+#: Rows are kept in memory up to so many bytes: most journals and most tails need no file.
+MEMORY_BYTES = 16 << 20
+
+
 class ColumnSpool:
-    """Equally long columns by name. One writer; readers only after the last append."""
+    """Equally long columns by name. One writer; readers, of several threads, only after the last
+    append."""
 
     def __init__(self, kinds: Mapping[str, str], directory: Path | None = None) -> None:
         """`kinds` gives each column's numpy type; `directory` holds the files (None: the
         system's)."""
         self._kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
+        self._directory = directory
+        self._lock = threading.Lock()
         self._files: dict[str, IO[bytes]] = {}
+        self._held: dict[str, list[Column]] = {name: [] for name in kinds}
+        self._held_bytes = 0
         self._maps: dict[str, Column] = {}
         self.rows = 0
-        try:
-            for name in self._kinds:
-                # Closed in close(); the names are gone at once.
-                self._files[name] = tempfile.TemporaryFile(dir=directory, prefix=".holdfast-")  # noqa: SIM115
-        except OSError as error:
-            self.close()
-            raise _no_room(error) from error
 
     def append(self, columns: Mapping[str, Column]) -> None:
         """Add rows; all columns must be given and equally long. SpoolFull."""
         count = len(next(iter(columns.values())))
-        try:
-            for name, kind in self._kinds.items():
-                column = np.ascontiguousarray(columns[name], dtype=kind)
-                assert len(column) == count, name
-                self._files[name].write(column.view(np.uint8).data)
-        except OSError as error:
-            raise _no_room(error) from error
+        for name, kind in self._kinds.items():
+            # A copy where it is a view: what it is a view of would be held as well.
+            column = np.array(columns[name], dtype=kind)
+            assert len(column) == count, name
+            self._held[name].append(column)
+            self._held_bytes += column.nbytes
         self.rows += count
         self._maps.clear()
+        if self._held_bytes > MEMORY_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        try:
+            for name in self._kinds:
+                if name not in self._files:
+                    # Closed in close(); the names are gone at once.
+                    self._files[name] = tempfile.TemporaryFile(  # noqa: SIM115
+                        dir=self._directory, prefix=".holdfast-"
+                    )
+                for column in self._held[name]:
+                    self._files[name].write(column.view(np.uint8).data)
+                self._files[name].flush()
+                self._held[name].clear()
+        except OSError as error:
+            self.close()
+            raise _no_room(error) from error
+        self._held_bytes = 0
 
     def column(self, name: str) -> Column:
-        """All rows of a column, read-only."""
-        found = self._maps.get(name)
-        if found is None:
-            found = self._map(name)
-            self._maps[name] = found
-        return found
+        """All rows of a column, read-only. SpoolFull."""
+        with self._lock:
+            found = self._maps.get(name)
+            if found is None:
+                if self._files and self._held_bytes:
+                    self._spill()
+                found = self._map(name)
+                self._maps[name] = found
+            return found
 
     def _map(self, name: str) -> Column:
         if not self.rows:
             return np.empty(0, self._kinds[name])
-        file = self._files[name]
-        try:
-            file.flush()
-        except OSError as error:
-            raise _no_room(error) from error
-        mapped = np.memmap(file, dtype=self._kinds[name], mode="r", shape=(self.rows,))
-        return mapped.view(np.ndarray)
+        if self._files:
+            shape = (self.rows,)
+            mapped = np.memmap(self._files[name], self._kinds[name], mode="r", shape=shape)
+            return mapped.view(np.ndarray)
+        held = self._held[name]
+        if len(held) > 1:
+            held[:] = [np.concatenate(held)]
+        return held[0]
 
     def close(self) -> None:
         """Give the space back. Columns that were handed out stay readable while they are referred
         to."""
         self._maps.clear()
+        self._held = {name: [] for name in self._kinds}
         for file in self._files.values():
             file.close()
         self._files.clear()

@@ -23,11 +23,12 @@ from host_agent.wire import tapctl
 from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.limits import FRAME_PLAIN_BYTES_MAX, MIB
 from host_agent.wire.tapctl import Fields
-from workers.journal.mapfile import MapDisk, PointMap
+from workers.journal.mapfile import MapDisk
 from workers.journal.reader import Journal
 from workers.restore.errors import TapFailed
 from workers.restore.fetch import FrameCache
 from workers.restore.frames import Columns, FramePieces
+from workers.restore.livemap import LiveMap
 from workers.restore.tap_client import TapChannel
 
 #: Slots of the window that answer guests, each as large as the largest fill.
@@ -36,6 +37,9 @@ SLOT_BYTES = MIB
 
 #: Slots that hold a whole frame's data while its pieces are filled behind.
 BEHIND_SLOTS = 2
+
+#: Frames that are fetched at once for guests: a range may lie in as many as it has blocks.
+_FETCHERS = 8
 
 #: A run of zeroes at least as long is told, not sent.
 ZERO_RUN_BYTES = 64 * 1024
@@ -91,7 +95,7 @@ class Window:
 class Provider:
     """Serves the needs of one group of recovered disks."""
 
-    def __init__(self, journal: Journal, found: PointMap, socket: Path) -> None:
+    def __init__(self, journal: Journal, found: LiveMap, socket: Path) -> None:
         """`socket` is the group's own, as `recover` answered it."""
         self._journal = journal
         self._map = found
@@ -99,6 +103,7 @@ class Provider:
         self._frames = FrameCache(journal)
         self._window = Window()
         self._needs = ThreadPoolExecutor(DEMAND_SLOTS, "holdfast-need")
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, "holdfast-fetch")
         self._waiting = 0
         self._calm = threading.Condition()
         self._stopping = threading.Event()
@@ -120,6 +125,7 @@ class Provider:
             self._calm.notify_all()
         self._channel.close()
         self._needs.shutdown(wait=True, cancel_futures=True)
+        self._fetchers.shutdown(wait=True, cancel_futures=True)
         if self._behind is not None:
             self._behind.join()
         self._window.close()
@@ -176,9 +182,16 @@ class Provider:
         length = stop - start
         with self._window.demand_slot() as slot:
             self._window.bytes[slot : slot + length] = bytes(length)
-            for piece in self._map.find(disk, start, length).tolist():
-                offset, size, frame, at = piece
-                data = memoryview(self._frames.get(frame))[at : at + size]
+            pieces = self._map.find(disk, start, length)
+            wanted = np.unique(pieces["frame"]).tolist()
+            if len(wanted) > 1:
+                data_of = dict(
+                    zip(wanted, self._fetchers.map(self._frames.get, wanted), strict=True)
+                )
+            else:
+                data_of = {frame: self._frames.get(frame) for frame in wanted}
+            for offset, size, frame, at in pieces.tolist():
+                data = memoryview(data_of[frame])[at : at + size]
                 place = slot + offset - start
                 self._window.bytes[place : place + size] = data
             self._channel.call(
@@ -204,7 +217,7 @@ class Provider:
             self._stopping.wait(_RETRY_SECONDS)
 
     def _fill_frames(self) -> None:
-        with FramePieces(self._journal, self._map) as frames:
+        with FramePieces(self._journal, self._map.whole()) as frames:
             for frame, plain, columns in frames:
                 self._fill_frame(plain, columns)
                 if self._stopping.is_set():

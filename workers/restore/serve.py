@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Any
 
 from host_agent.wire.failpoints import failpoint
-from workers.journal.pitmap import get_map
 from workers.journal.points import Point
 from workers.journal.reader import Journal
 from workers.journal.selectors import format_time
 from workers.restore.errors import TapFailed, TargetExists, target_error
+from workers.restore.livemap import LiveMap
 from workers.restore.progress import Progress, Silent
 from workers.restore.provider import Provider
 from workers.restore.tap_process import TapProcess
@@ -102,7 +102,7 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
     with ExitStack() as stack:
         ended = stack.enter_context(_signals())
         options.progress.start("map", None, "records")
-        found = get_map(journal, point, options.cache)
+        found = LiveMap(journal, point, options.cache)
         stack.callback(found.close)
         _claim_folder(options.socket_dir, scratch)
         failpoint("serve_after_folder_before_tap")

@@ -1,0 +1,231 @@
+"""How soon a moment can be read, and how fast a disk is exported.
+
+`.venv/bin/python -m tests.bench.restore`. From the start of `holdfast restore serve` to the answer
+to the first read of 4 KiB over NBD; no saved map; the store's files are dropped from the page cache
+before (not its folders: nothing allows that). Index objects are those of `holdfast journal index`.
+The month's journal is made as `journals.py` says. The goals are limits in seconds and MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.bench.cases import Case, run
+from tests.bench.journals import (
+    BLOCK,
+    BLOCK_BYTES,
+    MadeJournal,
+    Month,
+    Unsynced,
+    add_stand_ins,
+    of_writes,
+)
+from tests.bench.nbd_writer import NbdReader
+from tests.bench.processes import BenchFailed, program
+from tests.bench.workspace import REAL
+
+MILLION = 1_000_000
+MONTH_PLACES = 2_600_000
+_MEMORY_GOAL_MIB = 0.8 * 1024
+_SERVE_SECONDS_MAX = 120.0
+_READS = 200
+_BESIDE_SECONDS = 10.0
+_TRIES = 3
+
+
+@contextmanager
+def folder(parent: Path = REAL) -> Iterator[Path]:
+    """A folder that is gone afterwards, however many names it holds."""
+    made = Path(tempfile.mkdtemp(prefix="hfr-", dir=parent))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def drop_cache(store: Path) -> None:
+    """Let the files' contents be read from the disk again."""
+    os.sync()
+    seen = set()
+    for path in store.rglob("*"):
+        status = path.lstat()
+        if path.is_file() and status.st_ino not in seen and status.st_size:
+            seen.add(status.st_ino)
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+class Serving:
+    """`holdfast restore serve`, timed from its start."""
+
+    def __init__(self, words: list[str], sockets: Path, environment: dict[str, str]) -> None:
+        self._sockets = sockets
+        command = [
+            str(Path(sys.executable).parent / "holdfast"),
+            "restore",
+            "serve",
+            *words,
+            "--json",
+        ]
+        self.began = time.perf_counter()
+        self._process = subprocess.Popen(
+            [*command, "--socket-dir", str(sockets)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.peak = 0.0
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._sample)
+        self._watch.start()
+
+    def uri(self) -> str:
+        """Where the first disk is served."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            _, error = self._process.communicate(timeout=10)
+            raise BenchFailed(f"`restore serve` did not serve: {error[-2000:]}")
+        return str(json.loads(line)["disks"][0]["uri"])
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.02):
+            with suppress(OSError, ValueError):
+                self.peak = max(self.peak, sum(map(_peak_mib, self._family())))
+
+    def _family(self) -> list[int]:
+        own = self._process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return [own, *map(int, children)]
+
+    def close(self) -> None:
+        """End it, and its tap with it."""
+        self._ended.set()
+        self._watch.join()
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+
+def _peak_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _first_read(
+    words: list[str], offsets: list[int], where: Path, environment: dict[str, str]
+) -> Serving:
+    """Serve and read one block; the serving's `began` becomes the seconds that it took."""
+    serving = Serving(words, where / "sockets", environment)
+    try:
+        with NbdReader(serving.uri()) as reader:
+            _expect(reader, offsets[0])
+            serving.began = time.perf_counter() - serving.began
+            began, number = time.perf_counter(), _READS
+            for offset in offsets[1:_READS]:
+                _expect(reader, offset)
+            # What is filled behind goes on beside them, and counts as well.
+            while time.perf_counter() - began < _BESIDE_SECONDS and len(offsets) > 1:
+                _expect(reader, offsets[number % len(offsets)])
+                number += 1
+                time.sleep(0.01)
+    finally:
+        serving.close()
+    return serving
+
+
+def _expect(reader: NbdReader, offset: int) -> None:
+    if reader.read(offset, BLOCK_BYTES) != BLOCK:
+        raise BenchFailed(f"The block at {offset} does not hold what was written there.")
+
+
+def _measure(name: str, made: MadeJournal, store: Unsynced, seconds_goal: float) -> Iterator[Case]:
+    key = store.folder.parent / "tenant.key"
+    key.touch(0o600)
+    key.write_bytes(made.builder.tenant_key.dump())
+    words = ["--store", store.url, "--tenant", "acme", "--key-file", str(key), "--at", "latest"]
+    offsets = made.written[:]
+    random.Random(1).shuffle(offsets)
+    times = []
+    peak = 0.0
+    for attempt in range(_TRIES):
+        drop_cache(store.folder)
+        # Only the last is left to go on, for its memory.
+        wanted = offsets if attempt == _TRIES - 1 else offsets[:1]
+        with folder(store.folder.parent) as where:
+            serving = _first_read(words, wanted, where, {})
+        times.append(serving.began)
+        peak = serving.peak
+    note = "page cache dropped; tries: " + ", ".join(f"{seconds:.2f} s" for seconds in times)
+    middle = sorted(times)[len(times) // 2]
+    yield Case(
+        "restore", f"first_read_{name}", "s", middle, "limit", seconds_goal, 1, "lower", note
+    )
+    yield Case(
+        "restore", f"memory_{name}", "MiB", peak, "limit", _MEMORY_GOAL_MIB, 1, "lower",
+        f"command and tap; {_BESIDE_SECONDS:.0f} s of reads while the rest is filled behind",
+    )  # fmt: skip
+
+
+def _index(store: Unsynced, made: MadeJournal) -> None:
+    key = store.folder.parent / "index.key"
+    key.touch(0o600)
+    key.write_bytes(made.builder.tenant_key.dump())
+    command = [
+        str(Path(sys.executable).parent / "holdfast"),
+        "journal",
+        "index",
+        "--store",
+        store.url,
+    ]
+    subprocess.run(
+        [*command, "--tenant", "acme", "--key-file", str(key)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def first_reads() -> Iterator[Case]:
+    """Of a local store."""
+    for name, writes, segment_writes, goal in (
+        ("1m_writes", MILLION, 1000, 0.5),
+        ("10m_writes", 10 * MILLION, 4096, 1.5),
+    ):
+        with folder() as where:
+            store = Unsynced(where / "store")
+            made = of_writes(store, writes, segment_writes)
+            _index(store, made)
+            yield from _measure(name, made, store, goal)
+    with folder() as where:
+        store = Unsynced(where / "store")
+        made = Month(store, MONTH_PLACES).make()
+        add_stand_ins(store.folder, made.builder.identity, MONTH_PLACES)
+        yield from _measure("month", made, store, 2.0)
+
+
+def cases() -> Iterator[Case]:
+    """Everything."""
+    program("qemu-img")
+    yield from first_reads()
+
+
+if __name__ == "__main__":
+    sys.exit(run(cases()))
