@@ -35,6 +35,7 @@ from tests.bench.nbd_writer import NbdReader
 from tests.bench.processes import BenchFailed, program
 from tests.bench.workspace import REAL
 
+HOLDFAST = str(Path(sys.executable).parent / "holdfast")
 MILLION = 1_000_000
 MONTH_PLACES = 2_600_000
 _MEMORY_GOAL_MIB = 0.8 * 1024

@@ -397,7 +397,10 @@ def test_no_room_for_columns_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -
     assert "TMPDIR" in raised.value.hint
 
 
-def test_a_folder_for_columns_that_is_missing_is_a_named_error(tmp_path: Path) -> None:
+def test_a_folder_for_columns_that_is_missing_is_a_named_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "MEMORY_BYTES", 0)
     with pytest.raises(HoldfastError):
         ColumnSpool({"a": "<u8"}, tmp_path / "missing")
 
