@@ -1,0 +1,1 @@
+"""Every named failpoint, in real processes: killed there, started again, and compared."""
