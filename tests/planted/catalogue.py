@@ -51,7 +51,11 @@ _ACKNOWLEDGE = [
     bug(
         "taken is success without a comparison",
         "I7",
-        (_CHAIN, "        return self._store.get(name) == data\n", "        return True\n"),
+        (
+            _CHAIN,
+            "        if not created and self._store.get(name) != data:\n",
+            "        if False:\n",
+        ),
         "tests/ingest/test_ownership.py::test_zombie_that_wakes_up_cannot_append",
     ),
     bug(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.planted.bug import Bug, bug
+from tests.planted.bug import Bug, Edit, bug
 
 _COMMIT = "workers/ingest/commit.py"
 _GATE = "workers/ingest/gate.py"
@@ -104,15 +104,23 @@ _DAMAGE = [
         "tests/journal/test_corruption.py"
         "::test_a_segment_lost_in_the_middle_is_named_and_nothing_beyond_it_is_served",
     ),
-    bug(
+    Bug(
         "a group's marker is a checkpoint without its commit",
         "I5",
         (
-            "workers/journal/timeline.py",
-            'if mark.scope == "stream" or self._commits.get(mark.id) == mark.seq',
-            "if True",
+            Edit(
+                "workers/journal/marks.py",
+                "if mark.scope == SCOPE_STREAM or commits.get(mark.id) == self._seq_of(mark.row):",
+                "if mark.id is not None:",
+            ),
+            Edit(
+                "workers/journal/marks.py",
+                "            and (mark.scope == SCOPE_STREAM or "
+                "commits.get(mark.id) == self._seq_of(mark.row))\n",
+                "",
+            ),
         ),
-        "tests/journal/test_points.py::test_a_group_marker_without_its_commit_is_nothing",
+        ("tests/journal/test_points.py::test_a_group_marker_without_its_commit_is_nothing",),
     ),
     bug(
         "a marker inside a sync is a checkpoint",

@@ -114,10 +114,9 @@ TAP_BUGS: tuple[Bug, ...] = (
         "I2",
         (
             _STREAM,
-            "self.ring.set_mood(Mood { is_clean, state: self.state.number(), cause });",
+            "self.ring.set_mood(Mood { is_clean, state, cause, last_good });",
             "let _ = is_clean;\n"
-            "        self.ring.set_mood(Mood { is_clean: true, state: self.state.number(), "
-            "cause });",
+            "        self.ring.set_mood(Mood { is_clean: true, state, cause, last_good });",
         ),
         "tests/tap/test_clean_stop.py::test_a_tap_never_claims_an_orderly_stop_while_it_runs",
     ),
