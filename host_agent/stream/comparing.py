@@ -44,6 +44,7 @@ from host_agent.wire.limits import (
     HASH_PART_BLOCKS,
     HASH_PART_BYTES_MAX,
     KEY_OBJECT_BYTES_MAX,
+    MIB,
 )
 from host_agent.wire.message import Fetch
 from host_agent.wire.record import Op, Records, State
@@ -54,6 +55,9 @@ from host_agent.wire.segment import FrameRef, SegmentInfo, check_follows, parse_
 _RANGES_MAX = 1000
 #: A scan takes at most this share of a thread's time, so that frames are never far behind.
 _REST_SHARE = 0.05
+_REST_SECONDS_MIN = 0.01
+#: Read before the tap hears what is the same, and may send what is not, bytes.
+_TELL_BYTES = 32 * MIB
 
 
 class Comparison:
@@ -170,6 +174,7 @@ class Comparison:
         disks = known.current()
         if not disks:
             raise NotComparable("The hash list has none of the disks as they are now.")
+        began = self.means.clock.monotonic()
         for number, disk in disks:
             self.move((number, 0))
             look = await self.tap.look(disk.name)
@@ -178,6 +183,7 @@ class Comparison:
                 await _DiskComparison(self, number, disk, scan, first).run(look.size)
             finally:
                 scan.close()
+                self.progress.seconds = round(self.means.clock.monotonic() - began, 3)
 
     def move(self, frontier: tuple[int, int]) -> None:
         """Everything before this place is compared."""
@@ -231,6 +237,8 @@ class _DiskComparison:
         self._first = first
         self._part: Blocks | None = None
         self._pending: list[tuple[int, int]] = []
+        self._untold = 0
+        self._owed = 0.0
 
     async def run(self, size: int) -> None:
         """Everything of it that is to be read."""
@@ -266,10 +274,12 @@ class _DiskComparison:
                 self._judge(at, kinds, hashes, base, size)
             progress.read_bytes += self._scan.bytes - before
             at += count
-            if len(self._pending) >= _RANGES_MAX // 2 or self._scan.bytes != before:
+            self._untold += self._scan.bytes - before
+            if len(self._pending) >= _RANGES_MAX // 2 or self._untold >= _TELL_BYTES:
+                self._untold = 0
                 await self._tell()
                 whole.move((self._number, min(at * HASH_BLOCK_BYTES, size)))
-                await self._rest(self._scan.bytes - before, began)
+            await self._rest(self._scan.bytes - before, began)
 
     def _judge(self, at: int, kinds: Kinds, hashes: Hashes, base: Blocks, size: int) -> None:
         within, count = at - base.first, len(kinds)
@@ -295,10 +305,15 @@ class _DiskComparison:
             await whole.tap.same(whole.ring.generation, whole.begin, self._disk.name, ranges)
 
     async def _rest(self, read: int, began: float) -> None:
+        """Leave some of the time to what sends, in pieces that are worth a timer."""
         clock, bucket = self._whole.means.clock, self._whole.shared.buckets.scan
         now = clock.monotonic()
         bucket.take(read, now)
-        await asyncio.sleep(max((now - began) * _REST_SHARE, bucket.wait_seconds(now)))
+        self._owed += (now - began) * _REST_SHARE
+        wait = max(self._owed, bucket.wait_seconds(now))
+        if wait >= _REST_SECONDS_MIN:
+            self._owed = 0.0
+            await asyncio.sleep(wait)
 
     async def _base(self, at: int) -> Blocks:
         part = at // HASH_PART_BLOCKS

@@ -200,7 +200,7 @@ class Compared:
 
     `phase`: `no`, `learning` (what the journal holds), `comparing`, `done`, `given_up`. `reason`:
     why everything is sent. `place` of the hash list; `tails`: segments after it still to be looked
-    at.
+    at. `seconds` since disks are read.
     """
 
     phase: str = "no"
@@ -210,6 +210,7 @@ class Compared:
     read_bytes: int = 0
     same_bytes: int = 0
     differ_bytes: int = 0
+    seconds: float = 0.0
 
     @property
     def is_unfinished(self) -> bool:
@@ -220,6 +221,7 @@ class Compared:
         """A comparison begins."""
         self.phase, self.reason, self.place, self.tails = "learning", None, 0, 0
         self.read_bytes = self.same_bytes = self.differ_bytes = 0
+        self.seconds = 0.0
 
     def give_up(self, reason: str) -> None:
         """Everything that is still marked is sent."""
