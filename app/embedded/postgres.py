@@ -73,13 +73,19 @@ class Postgres:
         if not (self._data / "PG_VERSION").exists():
             self._initialise(programs)
         log = self._home / "log"
+        self._end_orphan()
         with log.open("ab") as file:
             if os.geteuid() == 0:
                 os.chown(log, _NOBODY, _NOBODY)
+            # It ends with us, also where we are killed: nobody else would end it.
+            words = [*_as_user("--pdeathsig", "INT"), str(programs / "postgres")]
             self._process = subprocess.Popen(
-                [*_as_user(), str(programs / "postgres"), "-D", str(self._data), *self._options()],
-                stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [*words, "-D", str(self._data), *self._options()],
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self._wait_ready(programs)
 
     def stop(self) -> None:
@@ -93,6 +99,19 @@ class Postgres:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGQUIT)
             process.wait(_STOP_SECONDS_MAX)
+
+    def _end_orphan(self) -> None:
+        """A server of an earlier run that is still on its way out has to be gone first."""
+        file = self._data / "postmaster.pid"
+        deadline = time.monotonic() + _STOP_SECONDS_MAX
+        while file.exists() and _is_server_of(self._data, file.read_text().split("\n", 1)[0]):
+            if time.monotonic() > deadline:
+                raise PostgresFailed(
+                    f"A PostgreSQL of an earlier run still works in {self._data}.",
+                    hint="It is ending; try again in a moment.",
+                    retryable=True,
+                )
+            time.sleep(0.05)
 
     def _options(self) -> list[str]:
         settings = {
@@ -159,11 +178,19 @@ class Postgres:
             time.sleep(0.03)
 
 
-def _as_user() -> list[str]:
+def _is_server_of(data: Path, pid: str) -> bool:
+    try:
+        words = Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return False
+    return str(data).encode() in words
+
+
+def _as_user(*further: str) -> list[str]:
     """The words that run a command as an unprivileged user, where we are root."""
-    if os.geteuid() != 0:
-        return []
-    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+    user = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+    words = [*(user if os.geteuid() == 0 else []), *further]
+    return ["setpriv", *words, "--"] if words else []
 
 
 def _end_of(log: Path) -> str:

@@ -16,6 +16,7 @@ from workers.cli.keys import keys_app
 from workers.cli.options import command
 from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
 from workers.cli.restore import restore_app
+from workers.cli.up import up_command
 
 app = typer.Typer(
     name="holdfast",
@@ -28,6 +29,7 @@ app.add_typer(restore_app, name="restore")
 app.add_typer(keys_app, name="keys")
 app.add_typer(journal_app, name="journal")
 command(app, "verify", VerifyOptions)(verify_command)
+app.command("up")(up_command)
 
 
 def _show_version(wanted: bool) -> None:
