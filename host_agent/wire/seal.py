@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hmac
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import numpy as np
 import zstandard
@@ -25,6 +27,7 @@ from host_agent.wire.frame import (
     FrameHeader,
     Marker,
     decode_index,
+    decode_indexes,
     encode_index,
 )
 from host_agent.wire.names import Identity
@@ -63,6 +66,10 @@ def _nonce(part: int, counter: int) -> bytes:
 
 def _authenticated(part: int, identity: Identity, header: bytes) -> bytes:
     return b"HFAD1" + bytes([part]) + identity.seal_bytes + header
+
+
+#: Frames of fewer records on average are decoded together: each alone costs as much as so many.
+_TOGETHER_RECORDS = 256
 
 
 class FrameSealer:
@@ -170,6 +177,41 @@ def _check_agreement(header: FrameHeader, records: Records) -> None:
             raise WireError(f"There is no such marker at sequence {marker.seq}.")
 
 
+def _agree(headers: Sequence[FrameHeader], records: Records, starts: Sequence[int]) -> bool:
+    """Whether `_check_agreement` holds for each of the frames, whose records begin at `starts`."""
+    first = np.array(starts[:-1])
+    last = np.array(starts[1:]) - 1
+    op, time = records["op"], records["time"]
+    covered = np.where(writes_disk(records), records["length"], 0).astype(np.uint64)
+    more = (records["flags"][last] & Flag.MORE) != 0
+    found = np.stack(
+        [
+            np.add.reduceat(records["payload_length"].astype(np.uint64), first),
+            time[first],
+            time[last],
+            np.add.reduceat(covered, first),
+            HAS_BEGIN * np.logical_or.reduceat(op == Op.BEGIN, first).astype(np.uint64)
+            | HAS_END * np.logical_or.reduceat(op == Op.END, first).astype(np.uint64)
+            | ENDS_INSIDE_REQUEST * more.astype(np.uint64),
+            records["seq"][first],
+        ],
+        axis=1,
+    )
+    said = [
+        [h.payload_plain, h.time_first, h.time_last, h.disk_bytes, h.flags, h.first_seq]
+        for h in headers
+    ]
+    if found.tolist() != said:
+        return False
+    for header, start in zip(headers, starts, strict=False):
+        for marker in header.markers:
+            at = start + marker.seq - header.first_seq
+            wanted = Op.COMMIT if marker.scope == SCOPE_COMMIT else Op.MARK
+            if int(op[at]) != wanted or int(time[at]) != marker.time:
+                return False
+    return True
+
+
 def _flags(records: Records) -> int:
     flags = HAS_BEGIN if (records["op"] == Op.BEGIN).any() else 0
     flags |= HAS_END if (records["op"] == Op.END).any() else 0
@@ -196,6 +238,25 @@ class FrameOpener:
         records = decode_index(plain, header.records, header.first_seq)
         _check_agreement(header, records)
         return records
+
+    def open_indexes(
+        self, frames: Sequence[tuple[FrameHeader, bytes, bytes | memoryview]]
+    ) -> list[Records]:
+        """The records of frames that follow one another, as `open_index` gives them, and raises."""
+        counts = [header.records for header, _, _ in frames]
+        if len(frames) < 2 or sum(counts) > _TOGETHER_RECORDS * len(frames):
+            return [self.open_index(*frame) for frame in frames]
+        plains = [self._open(PART_INDEX, *frame, frame[0].index_plain) for frame in frames]
+        starts = list(accumulate(counts, initial=0))
+        try:
+            whole = decode_indexes(plains, counts, frames[0][0].first_seq)
+            agrees = _agree([header for header, _, _ in frames], whole, starts)
+        except WireError:
+            agrees = False
+        if not agrees:
+            # One by one, the same checks say what is wrong, and where.
+            return [self.open_index(*frame) for frame in frames]
+        return [whole[start:end] for start, end in pairwise(starts)]
 
     def open_payload(
         self, header: FrameHeader, header_bytes: bytes, sealed: bytes | memoryview

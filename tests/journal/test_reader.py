@@ -402,7 +402,7 @@ def test_a_folder_for_columns_that_is_missing_is_a_named_error(
 ) -> None:
     monkeypatch.setattr(spool, "MEMORY_BYTES", 0)
     with pytest.raises(HoldfastError):
-        ColumnSpool({"a": "<u8"}, tmp_path / "missing")
+        ColumnSpool({"a": "<u8"}, tmp_path / "missing").append({"a": np.zeros(1)})
 
 
 def test_a_mark_inside_a_sync_is_no_checkpoint() -> None:

@@ -28,6 +28,7 @@ from host_agent.wire.segment import (
 )
 from workers.journal.errors import JournalDamaged, SegmentLost
 from workers.storage.errors import ObjectMissing, ObjectTooLarge, ObjectTooShort
+from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 
 #: First read of a segment's end: holds the tail of a full segment of 4 KiB writes (about 60 KiB).
@@ -50,6 +51,11 @@ DAMAGE = (
 )
 
 T = TypeVar("T")
+
+
+def readers(store: ObjectStore, most: int) -> int:
+    """Threads that read ahead: a folder answers at once, and more would only hold each other up."""
+    return 1 if isinstance(store, LocalStore) else most
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,8 @@ class ChainWalk(Generic[T]):
     def __iter__(self) -> Iterator[Loaded[T]]:
         first = self.newest.place + 1 if self.newest else 1
         ahead: deque[Future[Loaded[T]]] = deque()
-        with ThreadPoolExecutor(READ_AHEAD, "holdfast-chain") as pool:
+        count = readers(self._store, READ_AHEAD)
+        with ThreadPoolExecutor(count, "holdfast-chain") as pool:
             try:
                 place = asked = first
                 while place <= self._stop:

@@ -15,7 +15,7 @@ from host_agent.wire.limits import KIB
 from host_agent.wire.names import Identity, index_name, index_number, index_prefix
 from workers.journal import indexfile
 from workers.journal.blocks import FoundIndex
-from workers.journal.chain import DAMAGE
+from workers.journal.chain import DAMAGE, readers
 from workers.journal.errors import KeyObjectLost
 from workers.journal.indexfile import SealedIndex, front_length, parse_front
 from workers.journal.opening import KeyRing
@@ -64,7 +64,7 @@ class IndexSource:
             for excluded, number in choice.excluded:
                 if excluded == level:
                     numbers.pop(number, None)
-        self._pool = ThreadPoolExecutor(_READERS, "holdfast-index")
+        self._pool = ThreadPoolExecutor(readers(store, _READERS), "holdfast-index")
         self._coming: dict[tuple[int, int], Future[tuple[SealedIndex, bytes]]] = {}
         for level, number in self._cover():
             size = dict(self._known)[level][number]

@@ -402,15 +402,20 @@ class Journal:
         if not self.runs or type(self.runs[-1]) is not SegmentRun:
             spooled = (self._rows.rows, self._frames.rows, self._entries.rows)
             self.runs.append(SegmentRun(self, spooled))
-        for frame in segment.made.frames:
-            self._take_frame(segment.info, frame)
+        taken: list[OpenedFrame] = []
+        try:
+            for frame in segment.made.frames:
+                self._take_frame(frame)
+                taken.append(frame)
+        finally:
+            self._store_frames(segment.info, taken)
         self._check_position(segment.info)
         self.segments += 1
         self.newest = segment.info
         if self.keeper is not None:
             self.keeper.take_segment(segment.info)
 
-    def _take_frame(self, info: SegmentInfo, frame: OpenedFrame) -> None:
+    def _take_frame(self, frame: OpenedFrame) -> None:
         header = frame.ref.header
         timeline = self.timeline
         if not timeline.generations or timeline.generations[-1].name != header.generation:
@@ -421,42 +426,51 @@ class Journal:
             raise ChecksumMismatch(
                 f"The records up to sequence {header.last_seq} do not match their hash."
             )
-        first_row = timeline.rows
         timeline.add(frame.records, frame.bodies, header.markers)
-        self._store_frame(info, frame, first_row)
         if self.keeper is not None:
             self.keeper.take_frame(frame, self._hash)
 
-    def _store_frame(self, info: SegmentInfo, frame: OpenedFrame, first_row: int) -> None:
-        records, header = frame.records, frame.ref.header
-        count = len(records)
-        ends = np.cumsum(records["payload_length"], dtype=np.uint64)
+    def _store_frames(self, info: SegmentInfo, frames: list[OpenedFrame]) -> None:
+        """Keep the frames that the timeline has taken: they are the journal's newest rows."""
+        if not frames:
+            return
+        records = np.concatenate([frame.records for frame in frames])
+        counts = np.array([len(frame.records) for frame in frames], np.uint64)
+        first_rows = np.uint64(self.rows - len(records)) + np.cumsum(counts) - counts
+        lengths = records["payload_length"].astype(np.uint64)
+        ends = np.cumsum(lengths, dtype=np.uint64)
+        starts = (first_rows - first_rows[0]).astype(np.int64)
+        number = np.arange(len(frames)).repeat(counts.astype(np.int64))
         self._rows.append({name: records[name] for name in ROW_COLUMNS})
-        columns = {
-            name: records[name] for name in ENTRY_COLUMNS if name in (records.dtype.names or ())
-        }
-        columns["row"] = np.arange(first_row, first_row + count, dtype=np.uint64)
-        columns["payload_at"] = ends - records["payload_length"]
-        columns["frame"] = np.full(count, self.frames, np.uint32)
+        names = ("offset", "aux", "length", "crc", "payload_length", "disk", "op")
+        columns: Columns = {name: records[name] for name in names}
+        columns["row"] = np.arange(self.rows - len(records), self.rows, dtype=np.uint64)
+        columns["payload_at"] = ends - lengths - (ends - lengths)[starts][number]
+        columns["frame"] = self.frames + number
         self._entries.append(columns)
-        row = {
-            "place": info.place,
-            "first_row": first_row,
-            "records": count,
-            "payload_offset": frame.ref.payload_offset,
-            "payload_sealed": frame.ref.payload_length,
-            "payload_plain": header.payload_plain,
-            "header_at": self._headers.rows,
-            "header_length": header.length,
+        headers = [frame.ref.header_bytes for frame in frames]
+        header_lengths = np.array([len(header) for header in headers], np.uint64)
+        values = {
+            "place": np.full(len(frames), info.place),
+            "first_row": first_rows,
+            "records": counts,
+            "payload_offset": np.array([frame.ref.payload_offset for frame in frames]),
+            "payload_sealed": np.array([frame.ref.payload_length for frame in frames]),
+            "payload_plain": np.array([frame.ref.header.payload_plain for frame in frames]),
+            "header_at": np.uint64(self._headers.rows) + np.cumsum(header_lengths) - header_lengths,
+            "header_length": header_lengths,
         }
-        self._frames.append({name: np.array([value]) for name, value in row.items()})
-        self._headers.append({"byte": np.frombuffer(frame.ref.header_bytes, np.uint8)})
-        self._link = blake3(self._link + frame.ref.header_bytes).digest()
-        self._links.append({"byte": np.frombuffer(self._link, np.uint8)})
+        self._frames.append(values)
+        self._headers.append({"byte": np.frombuffer(b"".join(headers), np.uint8)})
+        links = []
+        for header in headers:
+            self._link = blake3(self._link + header).digest()
+            links.append(self._link)
+        self._links.append({"byte": np.frombuffer(b"".join(links), np.uint8)})
         run = self.runs[-1]
-        run.rows += count
-        run.frames += 1
-        self.frames += 1
+        run.rows += len(records)
+        run.frames += len(frames)
+        self.frames += len(frames)
 
     def _check_position(self, info: SegmentInfo) -> None:
         """A trailer states the position and the hash that its frames lead to, epoch segments

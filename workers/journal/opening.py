@@ -110,10 +110,17 @@ class SegmentOpener:
             opener = self._keys.opener(info.generation)
         except KEY_ERRORS as error:
             return OpenedSegment([], error)
-        return OpenedSegment([self._open(info, opener, frame) for frame in frames])
+        opened = opener.open_indexes([(f.header, f.header_bytes, f.index) for f in frames])
+        return OpenedSegment(
+            [
+                self._open(info, opener, frame, records)
+                for frame, records in zip(frames, opened, strict=True)
+            ]
+        )
 
-    def _open(self, info: SegmentInfo, opener: FrameOpener, frame: FrameRef) -> OpenedFrame:
-        records = opener.open_index(frame.header, frame.header_bytes, frame.index)
+    def _open(
+        self, info: SegmentInfo, opener: FrameOpener, frame: FrameRef, records: Records
+    ) -> OpenedFrame:
         rows = wants_body(records, frame.header.markers)
         bodies: dict[int, bytes] = {}
         if rows and frame.payload_length:

@@ -32,6 +32,11 @@ from workers.journal.marks import Mark, Marks
 NO_CHECKPOINT = bytes(16)
 KINDS = {1: "crash", 2: "application", 3: "tagged"}
 _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
+_WANTED = np.zeros(256, bool)
+_WANTED[[Op.BEGIN, Op.END, Op.COMMIT, Op.DISK, Op.DETACH]] = True
+_SPECIAL = np.zeros(256, bool)
+_SPECIAL[Op.RESIZE] = True
+_SPECIAL[int(Op.BEGIN) :] = True
 _ON_DISK = np.zeros(256, bool)
 _ON_DISK[[Op.WRITE, Op.ZERO, Op.TRIM, Op.FLUSH, Op.RESIZE, Op.SYNC, Op.SYNC_ZERO]] = True
 
@@ -266,7 +271,7 @@ class Timeline:
         by_seq = {marker.seq: marker for marker in markers}
         if generation.last_seq == 0 and int(records[0]["op"]) != Op.BEGIN:
             raise WireError("The generation does not begin with BEGIN.")
-        special = np.flatnonzero((records["op"] >= Op.BEGIN) | (records["op"] == Op.RESIZE))
+        special = np.flatnonzero(_SPECIAL[records["op"]])
         done = 0
         for at in special.tolist():
             self._check_disks(records[done:at])
@@ -456,8 +461,7 @@ class Timeline:
 
 def wants_body(records: Records, markers: tuple[Marker, ...]) -> list[int]:
     """Rows of a frame whose bodies a timeline must see."""
-    ops = [Op.BEGIN, Op.END, Op.COMMIT, Op.DISK, Op.DETACH]
-    rows: list[int] = np.flatnonzero(np.isin(records["op"], ops)).tolist()
+    rows: list[int] = np.flatnonzero(_WANTED[records["op"]]).tolist()
     first = int(records[0]["seq"])
     rows += [
         marker.seq - first
