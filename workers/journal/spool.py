@@ -70,7 +70,7 @@ class ColumnSpool:
                 self._held[name].clear()
         except OSError as error:
             self.close()
-            raise _no_room(error) from error
+            raise no_room(error) from error
         self._held_bytes = 0
 
     def column(self, name: str) -> Column:
@@ -147,7 +147,8 @@ class Runs:
         self._spool.close()
 
 
-def _no_room(error: OSError) -> SpoolFull:
+def no_room(error: OSError) -> SpoolFull:
+    """The error for a temporary file that cannot be written or read."""
     return SpoolFull(
         f"The temporary files of the restore cannot be written: {error.strerror}.",
         hint="Make room, or point TMPDIR at a larger file system.",
