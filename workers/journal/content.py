@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from host_agent.wire.crc import crc32c
 from host_agent.wire.limits import MIB, SECTOR_BYTES
 from host_agent.wire.record import Op
-from workers.journal.indexfile import Columns
-from workers.journal.journal import FrameInfo, Journal
+from workers.journal.columns import Columns
+from workers.journal.journal import Journal
 from workers.journal.layerfile import (
     PART_BYTES,
     PIECE_BYTES,
@@ -33,6 +33,7 @@ from workers.journal.layerfile import (
     build_data,
     parse_head,
 )
+from workers.journal.runs import FrameInfo
 from workers.journal.spool import ColumnSpool, Runs, no_room
 
 #: Opened data that is dealt out together: with its copy and what is sealed about 300 MiB.
@@ -88,12 +89,40 @@ class MadePart:
 
 
 @dataclass
+class MadeParts:
+    """All data objects of a layer, without their bytes."""
+
+    heads: list[bytes] = field(default_factory=list)
+    sealed: list[list[int]] = field(default_factory=list)
+    plain: list[list[int]] = field(default_factory=list)
+    crc: list[list[int]] = field(default_factory=list)
+
+    def add(self, part: MadePart) -> None:
+        """The next one."""
+        self.heads.append(part.head)
+        self.sealed.append(part.built.sealed)
+        self.plain.append(part.plain)
+        self.crc.append(part.crc)
+
+    def index(self, entries: Columns, first: int, end: int) -> IndexContent:
+        """The index of some parts and their entries."""
+        pieces = {
+            name: np.array([v for values in column[first:end] for v in values], np.uint32)
+            for name, column in (("sealed", self.sealed), ("plain", self.plain), ("crc", self.crc))
+        }
+        counts = [len(values) for values in self.sealed[first:end]]
+        return IndexContent(entries, pieces, list(zip(counts, self.heads[first:end], strict=True)))
+
+
+@dataclass(frozen=True)
 class ContentTools:
-    """`fetch` opens frames; `secret` is a key for temporary files, 32 random bytes."""
+    """`fetch` opens frames; `secret` is a key for temporary files, 32 random bytes; `advance` hears
+    the bytes of data."""
 
     fetch: Fetch
     secret: bytes
     directory: Path | None = None
+    advance: Callable[[int], None] = lambda _: None
 
 
 class LayerContent:
@@ -135,8 +164,9 @@ class LayerContent:
         )  # fmt: skip
         self._entries.append(_merged(found, where))
 
-    def deal(self, advance: Callable[[int], None]) -> None:
-        """Fetch every frame and deal its data out; `advance` hears the bytes."""
+    def deal(self) -> None:
+        """Fetch every frame and deal its data out."""
+        advance = self._tools.advance
         parts = -(-self.data_bytes // PART_BYTES)
         self._dealt = DataSpool(parts, self._tools)
         wanted: list[Columns] = []
@@ -174,27 +204,18 @@ class LayerContent:
             crcs = [crc32c(piece) for piece in pieces]
             yield MadePart(build_data(pieces, sealer), [len(p) for p in pieces], crcs)
 
-    def indexes(
-        self, made: list[tuple[list[int], list[int], list[int], bytes]]
-    ) -> Iterator[tuple[IndexContent, int]]:
-        """The indexes, and how many parts each has, from what was made of all parts: (sealed,
-        plain, crc of its pieces, head)."""
+    def indexes(self, made: MadeParts) -> Iterator[IndexContent]:
+        """The indexes of all parts, each with what lies between its first and its last."""
         length = np.where(self._entries.column("op") == Op.WRITE, self._entries.column("length"), 0)
         ends = np.cumsum(length, dtype=np.uint64)
         part, first = 0, 0
         while True:
             last = self._index_end(ends, first)
-            until = len(made)
+            until = len(made.heads)
             if last < len(ends):
                 until = int(ends[last - 1]) // PART_BYTES
-            chosen = made[part:until]
             columns = {n: self._entries.column(n)[first:last] for n in _ENTRY_KINDS}
-            pieces = {
-                "sealed": np.array([v for m in chosen for v in m[0]], np.uint32),
-                "plain": np.array([v for m in chosen for v in m[1]], np.uint32),
-                "crc": np.array([v for m in chosen for v in m[2]], np.uint32),
-            }
-            yield IndexContent(columns, pieces, [(len(m[0]), m[3]) for m in chosen]), len(chosen)
+            yield made.index(columns, part, until)
             part, first = until, last
             if first >= len(ends):
                 return
@@ -354,7 +375,9 @@ class DataSpool:
         return len(data)
 
     def _append(self, part: int, plain: NDArray[np.uint8], rows: tuple[int, int]) -> None:
-        sealed = self._aead.encrypt(self._nonce(self._counter), self._pack.compress(plain.data), None)
+        sealed = self._aead.encrypt(
+            self._nonce(self._counter), self._pack.compress(plain.data), None
+        )
         try:
             self._file.write(sealed)
         except OSError as error:

@@ -150,10 +150,10 @@ class Cells:
     def _paint(self, number: int) -> _Cell:
         low, high = self.bounds[number], self.bounds[number + 1]
         columns = self._sources.cell(number)
-        return _pieces_of(columns, _paint_cell(columns, low, high))
+        return _pieces_of(columns, paint_cell(columns, low, high))
 
 
-def _paint_cell(columns: Columns, low: np.uint64, high: np.uint64) -> Painted:
+def paint_cell(columns: Columns, low: np.uint64, high: np.uint64) -> Painted:
     """The visible pieces of one cell; `winner` is a row of `columns`."""
     start = np.maximum(columns["start"], low)
     end = np.minimum(columns["end"], high)
