@@ -112,7 +112,8 @@ class Site:
 
         `kept` says of a checkpoint's id whether it must be there although it is old.
         """
-        first, wrong = self.first_position(), []
+        first = self.first_position()
+        wrong: list[str] = []
         with self.opened() as journal:
             assert journal.damage is None, journal.damage
             images = Images(journal)

@@ -138,7 +138,7 @@ def _verify_one(
                 found = verify(journal, progress.advance)
             else:
                 problems: list[HoldfastError] = [journal.damage] if journal.damage else []
-                found = Verified(journal.segments, journal.frames, 0, problems)
+                found = Verified(journal.segments, frames=journal.frames, problems=problems)
     except (JournalError, *DAMAGE) as error:
         # Nothing could be opened at all: of this stream, and the others are looked at as well.
         found = Verified(problems=[error])

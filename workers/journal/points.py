@@ -33,7 +33,7 @@ from workers.journal.selectors import (
     Selector,
     format_time,
 )
-from workers.journal.timeline import Checkpoint, Generation, SyncInterval
+from workers.journal.timeline import FOLDED, Checkpoint, Generation, SyncInterval
 
 _HINT_SHOWN = 3
 _TIME_MAX = (1 << 64) - 1
@@ -270,7 +270,9 @@ class _Finder:
             )
         if seq and generation.is_gone(seq):
             raise self._gone(f"Sequence {seq}")
-        sync = _sync_at(generation, seq) if seq and seq not in generation.kept else None
+        sync = _sync_at(generation, seq) if seq else None
+        if sync is not None and sync.cause == FOLDED:
+            sync = None  # a kept checkpoint
         if seq == 0 or sync is not None:
             raise InsideSync(
                 f"Sequence {seq} lies inside a sync: the disk never looked like that.",
@@ -372,7 +374,7 @@ class _Finder:
             if sync is not None:
                 seq = min(sync.begin - 1, sync.last_good)
                 continue
-            low = max(0, seq - _SCAN_ROWS)
+            low = max(generation.first_seq - 1, seq - _SCAN_ROWS)
             _, flags = self._journal.times(generation.row(low + 1), generation.row(seq) + 1)
             whole = np.flatnonzero((flags.astype(np.uint8) & int(Flag.MORE)) == 0)
             found = low + 1 + int(whole[-1]) if len(whole) else low
