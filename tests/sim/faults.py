@@ -118,6 +118,11 @@ class Nemesis:
 
     async def _tap_kill(self, fault: Fault, _rng: random.Random) -> None:
         machine = self._machine(fault)
+        for _ in range(200):
+            if machine.tap is not None and machine.tap.pending:
+                self._world.count("tap_killed_in_a_write")
+                break
+            await asyncio.sleep(0.005)
         machine.stop_tap(cleanly=False)
         await asyncio.sleep(fault.seconds * 0.2)
         machine.start_tap()

@@ -85,7 +85,8 @@ def judge(ask: Question) -> Answer:
     try:
         journal = open_journal(ask.store, ask.identity, ask.tenant_key)
     except NoSuchStream:
-        _check_acknowledged(ask, {})
+        if not ask.tolerant:
+            _check_acknowledged(ask, {})
         return Answer()
     except HoldfastError as error:
         return _excuse(ask, error)
@@ -94,7 +95,7 @@ def judge(ask: Question) -> Answer:
             if not ask.tolerant:
                 raise Broken("I2", f"{ask.identity}: {journal.damage.message}")
             ask.count("damage_named")
-        else:
+        elif not ask.tolerant:
             last = {g.name: g.last_seq for g in journal.timeline.generations}
             _check_acknowledged(ask, last)
         return _compare(ask, journal)
@@ -127,7 +128,7 @@ def _compare(ask: Question, journal: Journal) -> Answer:
         try:
             point, images = restore(ask, journal, text)
         except SelectorError as error:
-            if said is not None and may and all(may) and journal.damage is None:
+            if said is not None and may and all(may) and not ask.tolerant:
                 raise Broken("I3", f"{ask.identity} {text} is a point: {error!r}") from error
             ask.count(f"refused_{error.code}")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import random
 from collections.abc import Callable
@@ -99,6 +100,7 @@ class Plan:
     rate: float | None
     sync_rate: float | None
     checkpoint_seconds: float
+    read_seconds: float
     addresses: tuple[str, ...]
     servers: tuple[str, ...]
 
@@ -129,6 +131,7 @@ class Machine:
     ring: Ring | None = None
     opener: TapConnection | None = None
     lives: int = 0
+    serving: asyncio.Task[SyncStep] | None = None
 
     def __post_init__(self) -> None:
         loop, name = self.around.loop, self.plan.name
@@ -144,6 +147,7 @@ class Machine:
         self.guest_rng = self.around.rng(f"{name}/guest")
         self.random = SeededRandom(self.around.rng(f"{name}/agent"))
         self.changed = asyncio.Event()
+        self.tap_context = contextvars.Context()
         self.writes = 0
         self.disk_fails = self.disk_slow = False
         self.is_up = True
@@ -200,6 +204,8 @@ class Machine:
         """SIGKILL."""
         if self.agent is not None and self.agent.is_alive:
             self.around.trace(self.plan.name, "agent killed")
+            if self.stream is not None and self.stream.figures.counters.records_sent_again:
+                self.around.count("resent")
             self.agent.kill()
 
     async def _beside(self, function: Callable[[], Result]) -> Result:
@@ -331,10 +337,12 @@ class Machine:
         if pending is None:
             return
         self.unflushed[disk].append((offset, data))
-        if self.disk_slow or rng.random() < 0.2:
-            await asyncio.sleep(rng.uniform(0.0, 1.0 if self.disk_slow else 0.01))
-        if tap.is_alive:
-            tap.record(pending)
+        try:
+            if self.disk_slow or rng.random() < 0.2:
+                await asyncio.sleep(rng.uniform(0.0, 1.0 if self.disk_slow else 0.01))
+        finally:  # the disk answers, whoever waits for it
+            if tap.is_alive:
+                tap.record(pending)
 
     async def _flush(self, tap: Tap, disk: int) -> None:
         if any(one.disk == disk for one in tap.pending):
@@ -411,7 +419,16 @@ class TapConnection:
         tap.ring.free(seq, anchor, anchor_hash)
 
     async def sync(self, limit: int) -> SyncStep:
-        tap = await self._call()
+        """The tap serves it to its end, whatever becomes of who asked."""
+        tap, machine = await self._call(), self._machine
+        if machine.serving is not None and not machine.serving.done():
+            raise TapRefused({"error": "busy", "message": "Another is served.", "retry": True})
+        serve = asyncio.get_running_loop().create_task
+        served = machine.serving = machine.tap_context.run(serve, self._sync(tap, limit))
+        served.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(served)
+
+    async def _sync(self, tap: Tap, limit: int) -> SyncStep:
         if tap.state == State.DIRTY and not tap.begin_sync():
             return self._step(tap, 0, busy=True)
         read = 0
@@ -421,7 +438,8 @@ class TapConnection:
                 if tap.try_end():
                     break
                 await asyncio.sleep(0.01)
-                self._check()
+                if not tap.is_alive:
+                    raise TapGone("The tap is gone.", retryable=True)
                 continue
             if read >= limit or not tap.has_sync_room():
                 return self._step(tap, read, busy=read < limit)
@@ -433,13 +451,13 @@ class TapConnection:
         disk, offset, length = at
         tap.to_read[disk].difference_update(range(offset // 4096, (offset + length) // 4096))
         epoch, before = tap.epoch, tap.ring.head
-        rng = self._machine.rng
-        if rng.random() < 0.3:
-            await asyncio.sleep(rng.uniform(0.0, 0.02))
+        rng, pause = self._machine.rng, self._machine.plan.read_seconds
+        if rng.random() < 0.4:
+            await asyncio.sleep(rng.uniform(0.0, pause))
         data = bytes(tap.disks[disk][offset : offset + length])
         barrier = tap.serial
-        if rng.random() < 0.3:
-            await asyncio.sleep(rng.uniform(0.0, 0.02))
+        if rng.random() < 0.4:
+            await asyncio.sleep(rng.uniform(0.0, pause))
         if not tap.is_alive:
             raise TapGone("The tap is gone.", retryable=True)
         if tap.epoch != epoch:
@@ -450,8 +468,8 @@ class TapConnection:
         tap.take_block(at, data, before)
         return length
 
-    def _step(self, tap: Tap, read: int, *, busy: bool) -> SyncStep:
-        self._check()
+    @staticmethod
+    def _step(tap: Tap, read: int, *, busy: bool) -> SyncStep:
         return SyncStep(tap.state, read, tap.remaining, tap.total, busy)
 
     async def mark(self, body: dict[str, object]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from host_agent.stream.errors import LinkLost
 from host_agent.wire import message
-from host_agent.wire.message import Message
+from host_agent.wire.message import Close, Message
 from tests.sim.loop import Process, SimLoop
 
 #: Bytes that a sender's and a receiver's kernel hold before `send` waits.
@@ -259,7 +259,10 @@ class AgentLink:
             del self._buffer[: message.HEAD_BYTES + length]
             self._in.took(message.HEAD_BYTES + length)
             if number < _SKIPPED_FROM:
-                return message.parse_body(number, body)
+                found = message.parse_body(number, body)
+                if isinstance(found, Close):
+                    self._connection.net.count(f"close_{found.code}")
+                return found
 
     async def _fill(self, count: int) -> None:
         while len(self._buffer) < count:

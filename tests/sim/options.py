@@ -84,9 +84,11 @@ class Options:
     commit_seconds: float = 1.0
     rate: float | None = None
     checkpoint_seconds: float = 4.0
+    read_seconds: float = 0.02
     seconds: float = 40.0
     writes: int = 120
     readings: int = 1
+    corruptions: int = 0
     indexes: bool = False
     faults: tuple[Fault, ...] = field(default_factory=tuple)
 
@@ -117,9 +119,11 @@ def draw(seed: int) -> Options:
         commit_seconds=rng.choice((0.25, 1.0, 1.0, 3.0)),
         rate=rng.choice((None, None, None, 60_000.0)),
         checkpoint_seconds=rng.choice((1.5, 4.0)),
+        read_seconds=rng.choice((0.02, 0.3)),
         seconds=rng.uniform(20.0, 45.0),
         writes=rng.randrange(40, 140) // hosts,
         readings=rng.choices((0, 1), (70, 30))[0],
+        corruptions=rng.choices((0, 1, 3), (65, 20, 15))[0],
         indexes=rng.random() < 0.25,
     )
     return replace(options, faults=_draw_faults(rng, options.seconds))
@@ -135,7 +139,7 @@ def _draw_faults(rng: random.Random, seconds: float) -> tuple[Fault, ...]:
         start = rng.uniform(1.0, seconds * 0.8)
         for kind in rng.choices(kinds, weights, k=rng.randrange(2, 5)):
             at = max(0.5, start + rng.uniform(-2.0, 4.0))
-            length = min(rng.choice((0.3, 2.0, 6.0, 15.0, 25.0)), seconds)
+            length = rng.choice((0.3, 2.0, 6.0, 15.0, 25.0, 60.0))
             found.append(
                 Fault(
                     kind,
@@ -164,6 +168,8 @@ def shrunk(options: Options) -> list[Options]:
         found.append(replace(options, hosts=options.hosts - 1, tenants=1))
     if options.readings:
         found.append(replace(options, readings=0))
+    if options.corruptions:
+        found.append(replace(options, corruptions=0))
     if options.indexes:
         found.append(replace(options, indexes=False))
     if options.ingests > 1:

@@ -95,6 +95,7 @@ def run_options(
     way = way or Way()
     report, digest = Report(), blake3()
     wanted = list(options)
+    failed: list[Outcome] = []
     for outcome, seconds in _outcomes(wanted, broken, way.procs):
         report.schedules += 1
         report.reached += outcome.counters
@@ -102,11 +103,13 @@ def run_options(
         report.simulated_seconds += outcome.seconds
         digest.update(outcome.digest.encode())
         if outcome.failure is not None:
-            small = shrink(outcome, broken) if way.shrinks else outcome.options
-            report.failures.append(Failure(outcome.options, outcome.failure, small))
-        way.progress(report.schedules, len(report.failures))
-        if len(report.failures) >= way.failures_max:
+            failed.append(outcome)
+        way.progress(report.schedules, len(failed))
+        if len(failed) >= way.failures_max:
             break
+    for outcome in failed:
+        small = shrink(outcome, broken) if way.shrinks else outcome.options
+        report.failures.append(Failure(outcome.options, str(outcome.failure), small))
     report.digest = digest.hexdigest(16)
     return report
 

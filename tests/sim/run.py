@@ -72,7 +72,8 @@ def _seal(self: seal.FrameSealer, *args: Any, **given: Any) -> seal.SealedFrame:
 
 @contextmanager
 def environment() -> Iterator[Keys]:
-    """Small limits, no threads, no entropy: what every schedule runs in."""
+    """Small limits, no threads, no entropy: what every schedule runs in. One at a time."""
+    assert seal.FrameSealer.seal is not _seal, "schedules run in one environment"
     with ExitStack() as stack:
         entropy = Entropy()
         _SHARED["seal"], _SHARED["entropy"] = seal.FrameSealer.seal, entropy
@@ -166,7 +167,6 @@ async def _schedule(world: World) -> None:
             watcher.result()
         everything.result()
         nemesis.heal()
-        world.is_peace = True
         await world.settle()
     finally:
         for one in (watcher, *work):

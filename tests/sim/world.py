@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blake3 import blake3
@@ -57,7 +57,7 @@ class World:
         self.sealed: set[tuple[bytes, int]] = set()
         self.machines: list[Machine] = []
         self.ingests: list[Ingest] = []
-        self.is_peace = False
+        self.broken: list[Broken] = []
         self._build()
 
     # --- what everything reports to
@@ -104,12 +104,17 @@ class World:
             one = machine.history.generations[generation]
             one.freed = max(one.freed, seq)
         if seq > stored:
-            raise Broken("I2", f"{machine.plan.name} freed {seq}, stored is {stored}")
+            self.fail(Broken("I2", f"{machine.plan.name} freed {seq}, stored is {stored}"))
+
+    def fail(self, broken: Broken) -> None:
+        """An invariant broke inside a process: it is told where the schedule runs."""
+        self.broken.append(broken)
+        raise broken
 
     def on_sealed(self, commitment: bytes, counter: int) -> None:
         """A frame was sealed with the key that the commitment stands for."""
         if (commitment, counter) in self.sealed:
-            raise Broken("I16", f"a key sealed two frames with counter {counter}")
+            self.fail(Broken("I16", f"a key sealed two frames with counter {counter}"))
         self.sealed.add((commitment, counter))
 
     # --- building
@@ -155,6 +160,7 @@ class World:
             options.rate,
             options.rate,
             options.checkpoint_seconds,
+            options.read_seconds,
             tuple(place.name for place in ingests),
             tuple(place.machine for place in ingests),
         )
@@ -203,6 +209,8 @@ class World:
 
     def check_defects(self) -> None:
         """No process may meet an error that nobody expected."""
+        for broken in self.broken:
+            raise broken
         for ingest in self.ingests:
             if ingest.server is not None and ingest.server.counters.defects:
                 raise Broken("defect", f"{ingest.place.name}: a session met a defect")
@@ -300,6 +308,9 @@ class World:
         answer = judge(ask)
         if at_end:
             self._check_heads(identity, answer)
+            for _ in range(self.options.corruptions):
+                self.count("corrupted_store")
+                judge(replace(ask, store=damaged(store, identity, rng), tolerant=True))
 
     def _check_heads(self, identity: Identity, answer: Answer) -> None:
         """The newest point is the disks as they are, on the one host that still runs."""
@@ -324,6 +335,24 @@ class World:
             if machine.ring is not None:
                 machine.ring.close()
                 machine.ring = None
+
+
+def damaged(store: MemoryStore, identity: Identity, rng: random.Random) -> MemoryStore:
+    """A copy of the store in which one object of the stream is not what it was."""
+    objects = dict(store.objects)
+    names = sorted(name for name in objects if name.startswith(f"{identity}/"))
+    name = rng.choice(names)
+    data, way = objects[name], rng.randrange(4)
+    if way == 0:
+        at = rng.randrange(len(data))
+        objects[name] = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+    elif way == 1:
+        objects[name] = data[: rng.randrange(len(data))]
+    elif way == 2:
+        objects[name] = objects[rng.choice(names)]
+    else:
+        del objects[name]
+    return MemoryStore(objects)
 
 
 def describe(machine: Machine) -> str:
