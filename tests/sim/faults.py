@@ -116,14 +116,14 @@ class Nemesis:
             await asyncio.sleep(fault.seconds * 1.5)
             agent.resume()
 
-    async def _tap_kill(self, fault: Fault, _rng: random.Random) -> None:
+    async def _tap_kill(self, fault: Fault, rng: random.Random) -> None:
         machine = self._machine(fault)
-        for _ in range(200):
-            if machine.tap is not None and machine.tap.pending:
-                self._world.count("tap_killed_in_a_write")
-                break
-            await asyncio.sleep(0.005)
+        was_slow, machine.disk_slow = machine.disk_slow, True
+        writes = [self._loop.create_task(machine.write()) for _ in range(3)]
+        await asyncio.sleep(rng.uniform(0.0, 0.5))
+        machine.disk_slow = was_slow
         machine.stop_tap(cleanly=False)
+        await asyncio.gather(*writes)
         await asyncio.sleep(fault.seconds * 0.2)
         machine.start_tap()
 
@@ -224,6 +224,11 @@ class Nemesis:
         await self._live(twin)
 
     async def _live(self, twin: Machine) -> None:
+        """Its guests go on at once, its agent soon."""
+        twin.is_up = True
+        twin.start_tap()
+        for _ in range(twin.guest_rng.randrange(16)):
+            await twin.write()
         twin.power_on()
         for _ in range(12):
             await asyncio.sleep(twin.guest_rng.uniform(0.1, 1.0))

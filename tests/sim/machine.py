@@ -449,6 +449,7 @@ class TapConnection:
     async def _read(self, tap: Tap, at: tuple[int, int, int]) -> int:
         """One piece: marked as read, then read, then recorded."""
         disk, offset, length = at
+        tap.reading.append(at)
         tap.to_read[disk].difference_update(range(offset // 4096, (offset + length) // 4096))
         epoch, before = tap.epoch, tap.ring.head
         rng, pause = self._machine.rng, self._machine.plan.read_seconds
@@ -460,6 +461,7 @@ class TapConnection:
             await asyncio.sleep(rng.uniform(0.0, pause))
         if not tap.is_alive:
             raise TapGone("The tap is gone.", retryable=True)
+        tap.reading.remove(at)
         if tap.epoch != epoch:
             tap.to_read[disk].update(range(offset // 4096, (offset + length) // 4096))
             self._machine.around.count("sync_read_in_vain")

@@ -19,7 +19,7 @@ _HOST_FAULTS = {
     "disk_fails": 1,
     "disk_slow": 1,
     "burst": 4,
-    "clone_live": 1,
+    "clone_live": 2,
     "clone_backup": 1,
     "pause": 1,
     "limit": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +21,7 @@ from tests.sim.loop import Killed, simulation
 from tests.sim.options import Options
 from tests.sim.world import GRID, Keys, World
 from workers.ingest import session
-from workers.journal import chain, indexfile, pitmap
-from workers.restore import fetch
+from workers.journal import indexfile
 
 
 class Inline:
@@ -35,6 +35,9 @@ class Inline:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def shutdown(self, *_: object, **__: object) -> None:
+        """Nothing runs."""
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
         """Make the call now."""
@@ -84,12 +87,12 @@ def environment() -> Iterator[Keys]:
             (session, "WINDOW_BYTES", 192 * 1024),
             (session, "_RECEIVED_EVERY_BYTES", 64 * 1024),
             (indexfile, "SPAN", 8),
-            (chain, "ThreadPoolExecutor", Inline),
-            (pitmap, "ThreadPoolExecutor", Inline),
-            (fetch, "ThreadPoolExecutor", Inline),
             (seal.FrameSealer, "seal", _seal),
         ):
             stack.enter_context(patch.object(place, name, value))
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("workers.") and hasattr(module, "ThreadPoolExecutor"):
+                stack.enter_context(patch.object(module, "ThreadPoolExecutor", Inline))
         found = Keys()
         for tenant in ("tenant0", "tenant1"):
             found.group(tenant)

@@ -64,6 +64,15 @@ class Item:
     flags: int = 0
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a killed tap's ring says: how the stream was, and what was in flight."""
+
+    state: State
+    last_good: int
+    in_flight: tuple[tuple[int, int, int], ...]
+
+
 class RingFull(Exception):
     """There is no room for a record."""
 
@@ -83,6 +92,8 @@ class Ring:
         self.generation, self.predecessor = generation, predecessor
         self.head = self.freed = self.payload_head = self.payload_freed = 0
         self.anchor, self.anchor_hash = 0, bytes(32)
+        self.newest_time = 0
+        self.left: Left | None = None
         self._ends: dict[int, int] = {}
         shape = self.shape
         fixed = struct.pack(
@@ -125,6 +136,7 @@ class Ring:
             os.pwrite(self.descriptor, data, self.payload_at + start % self.shape.ring_bytes)
         self.payload_head = start + len(data)
         self.head += 1
+        self.newest_time = at
         row = _ENTRY.pack(
             self.head,
             at,
@@ -170,6 +182,7 @@ class Ring:
         twin.payload_head, twin.payload_freed = self.payload_head, self.payload_freed
         twin.anchor, twin.anchor_hash = self.anchor, self.anchor_hash
         twin._ends = dict(self._ends)
+        twin.newest_time, twin.left = self.newest_time, self.left
         return twin
 
     def close(self) -> None:
@@ -227,8 +240,10 @@ class Tap:
         self.to_read: dict[int, set[int]] = {n: set() for n in range(len(disks))}
         self.epoch = self.total = self.reads = self.serial = self.barrier = 0
         self.pending: list[Pending] = []
+        self.reading: list[tuple[int, int, int]] = []
         self.is_alive = True
         self.ring = self._open_ring(ring)
+        self.ring.left = None
         kept.is_clean, kept.mood = False, None
 
     # --- beginning and end
@@ -243,20 +258,35 @@ class Tap:
                 self.last_good = ring.head
             self.means.count("tap_clean_start")
             return ring
+        if ring is not None and ring.generation == before and ring.left is not None:
+            self._recover(ring, ring.left)
+            return ring
+        if ring is not None:
+            ring.close()
         name = self._new_name()
-        if ring is not None and ring.generation == before:
-            self.cause = "unclean_stop"
-            ring.restart(name, ring.generation)
-        else:
-            if ring is not None:
-                ring.close()
-            self.cause = "first_start" if before is None else "ring_lost"
-            ring = Ring(name, before or bytes(16), self.shape)
+        self.cause = "first_start" if before is None else "ring_lost"
+        ring = Ring(name, before or bytes(16), self.shape)
         kept.generation = name
         self.history.begin_generation(name, ring.predecessor)
         self.means.count(f"cause_{self.cause}")
         self._mark_everything()
         return ring
+
+    def _recover(self, ring: Ring, left: Left) -> None:
+        """Killed while recording: all but what was in flight is in the ring. Else nothing is."""
+        self.cause, self.last_time = "unclean_stop", ring.newest_time
+        self.means.count("cause_unclean_stop")
+        if left.state != State.RECORDING:
+            self.last_good = left.last_good
+            self._mark_everything()
+            return
+        self.last_good = ring.head
+        for disk, offset, length in left.in_flight:
+            self.means.count("in_flight_at_kill")
+            self._mark(disk, offset, length)
+
+    def _mark(self, disk: int, offset: int, length: int) -> None:
+        self.to_read[disk].update(range(offset // GRAIN, (offset + length + GRAIN - 1) // GRAIN))
 
     def _new_name(self) -> bytes:
         return self.means.rng.randbytes(16)
@@ -277,12 +307,16 @@ class Tap:
         kept.generation, kept.is_clean = self.ring.generation, True
         kept.mood = (self.state, self.cause, self.last_good, self.last_time)
         kept.to_read = {n: set(found) for n, found in self.to_read.items()}
+        for disk, offset, length in self.reading:  # not recorded yet
+            kept.to_read[disk].update(range(offset // GRAIN, (offset + length) // GRAIN))
         return kept
 
     def die(self) -> None:
         """SIGKILL: what was in flight is on the disks and nowhere else."""
         for one in self.pending:
             self.history.lost(one.disk, one.offset, one.data)
+        in_flight = tuple((one.disk, one.offset, len(one.data)) for one in self.pending)
+        self.ring.left = Left(self.state, self.last_good, in_flight)
         self.pending.clear()
         self.is_alive = False
         self.means.notify()
@@ -346,7 +380,7 @@ class Tap:
             self._append(Item(Op.FLUSH, disk))
 
     def _drop(self, disk: int, offset: int, length: int, cause: str) -> None:
-        self.to_read[disk].update(range(offset // GRAIN, (offset + length + GRAIN - 1) // GRAIN))
+        self._mark(disk, offset, length)
         self.fall(cause)
 
     def fall(self, cause: str) -> None:

@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-from tests.sim.report import Report, regressions, run_options, run_seeds
+from tests.sim.broken import DEFECTS
+from tests.sim.report import (
+    Broken,
+    Report,
+    Way,
+    cores,
+    regressions,
+    run_options,
+    run_seeds,
+    show,
+)
 
 BLOCK = 250
 SCHEDULES = 2000
@@ -45,6 +55,26 @@ def test_every_schedule_keeps_the_invariants(first: int) -> None:
     report = run_seeds(range(first, first + BLOCK))
     assert report.is_good, _explain(report)
     assert [what for what in REACHED if not report.reached[what]] == []
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_planted_defects_are_found(defect: Broken) -> None:
+    """Negative control: the same schedules must fail when a mechanism is broken."""
+    report = run_seeds(range(200), defect, Way(failures_max=1))
+    assert not report.is_good, f"{defect.__name__} was not found in {report.schedules} schedules"
+
+
+def _soak() -> range:
+    lane = os.environ.get("LANE", "ci")
+    return range(SCHEDULES, 100_000 if lane == "nightly" else 10_000)
+
+
+@pytest.mark.soak
+@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+def test_a_long_night_of_schedules() -> None:
+    report = run_seeds(_soak(), way=Way(procs=cores(), shrinks=True))
+    print("\n".join(show(report)))
+    assert report.is_good, _explain(report)
 
 
 def _digest(hash_seed: str) -> str:
