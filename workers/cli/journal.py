@@ -16,10 +16,7 @@ from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_tex
 from workers.journal.catalogue import list_streams
 from workers.journal.chain import DAMAGE
 from workers.journal.errors import JournalError, NoSuchStream
-from workers.journal.hashlist import write_hashes
-from workers.journal.indexing import write_indexes
 from workers.journal.reader import open_journal
-from workers.journal.scrub import scrub
 from workers.journal.verify import Verified, verify
 from workers.restore.fetch import fetch_all
 from workers.restore.progress import Progress
@@ -148,6 +145,9 @@ def _verify_one(
 @command(journal_app, "index", IndexOptions)
 def index_command(options: IndexOptions) -> None:
     """Make the index objects that journals lack: they make opening a long journal quick."""
+    # A restore does not wait for what only this command needs.
+    from workers.journal.indexing import write_indexes
+
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
     report = _Report(options)
@@ -163,6 +163,9 @@ def index_command(options: IndexOptions) -> None:
 @command(journal_app, "hashes", HashesOptions)
 def hashes_command(options: HashesOptions) -> None:
     """Make hash lists: with the newest one a host can compare its disks instead of sending them."""
+    # A restore does not wait for what only this command needs.
+    from workers.journal.hashlist import write_hashes
+
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
     report = _Report(options)
@@ -179,6 +182,9 @@ def hashes_command(options: HashesOptions) -> None:
 @command(journal_app, "scrub", ScrubOptions)
 def scrub_command(options: ScrubOptions) -> None:
     """Read every stored object back and check it without a key: hashes, links, key objects."""
+    # A restore does not wait for what only this command needs.
+    from workers.journal.scrub import scrub
+
     store = open_store(options.store)
     report = _Report(options)
     with shown_progress() as progress:

@@ -30,6 +30,7 @@ from workers.journal.errors import JournalDamaged, SegmentLost
 from workers.storage.errors import ObjectMissing, ObjectTooLarge, ObjectTooShort
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
+from workers.storage.retry import RetryingStore
 
 #: First read of a segment's end: holds the tail of a full segment of 4 KiB writes (about 60 KiB).
 TAIL_BYTES_GUESS = 128 * 1024
@@ -55,7 +56,8 @@ T = TypeVar("T")
 
 def readers(store: ObjectStore, most: int) -> int:
     """Threads that read ahead: a folder answers at once, and more would only hold each other up."""
-    return 1 if isinstance(store, LocalStore) else most
+    bare = store.inner if isinstance(store, RetryingStore) else store
+    return 1 if isinstance(bare, LocalStore) else most
 
 
 @dataclass(frozen=True)

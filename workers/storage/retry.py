@@ -57,6 +57,11 @@ class RetryingStore:
         self._tools = tools or RetryTools()
 
     @property
+    def inner(self) -> ObjectStore:
+        """The store that is wrapped."""
+        return self._inner
+
+    @property
     def label(self) -> str:
         return self._inner.label
 

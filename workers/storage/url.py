@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from workers.storage.errors import BadStoreUrl
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore, check_folder
 from workers.storage.retry import RetryingStore, RetryPolicy, RetryTools
-from workers.storage.s3 import S3Credentials, S3Place, S3Store
+
+if TYPE_CHECKING:
+    from workers.storage.s3 import S3Credentials, S3Place
 
 _EXAMPLES = "Write file:///folder or s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=R&path_style=true."
 _TRUE, _FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
@@ -45,6 +48,9 @@ def _open_bare(url: str, create: bool, credentials: S3Credentials | None) -> Obj
     parts = _split(url)
     if parts.scheme == "file":
         return LocalStore(_file_path(url, parts), create=create)
+    # boto3 takes a tenth of a second to import: who reads a folder does not wait for it.
+    from workers.storage.s3 import S3Store
+
     return S3Store(s3_place(url), credentials)
 
 
@@ -71,6 +77,8 @@ def _file_path(url: str, parts: SplitResult) -> Path:
 
 def s3_place(url: str) -> S3Place:
     """What an s3:// URL names; BadStoreUrl says what is wrong with it."""
+    from workers.storage.s3 import S3Place
+
     parts = _split(url)
     if parts.scheme != "s3" or not parts.netloc:
         raise _bad(url, "it names no bucket")
