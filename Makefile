@@ -101,8 +101,8 @@ bench: deps venv tap  ## measure every figure of the README's table
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: soak
-soak: deps venv tap  ## the tests that take hours
-	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+soak: deps venv tap  ## the long lanes and their summary; LANE=ci (an hour) or nightly
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: invariants
 invariants: venv  ## print each invariant with the tests that name it; ends 1 if one lacks any

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.journal.rewriting import Position, Story, judge, write_on
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.model.volatile import Recorder, Step, cut_power
 from workers.storage import local
 from workers.storage.local import LocalStore
@@ -90,6 +90,7 @@ def test_what_was_acknowledged_survives_every_power_cut(folder: Path) -> None:
     while states < STATES_MIN:
         seed += 1
         states += _sweep(folder, seed, ways=3)
+    tried("power-cut states", states)
     assert states >= STATES_MIN
 
 

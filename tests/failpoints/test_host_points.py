@@ -24,7 +24,7 @@ from infra.demo.site import DISK, GROUP, TENANT, tool
 from tests.failpoints.registry import failpoints, swept_elsewhere
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, difference, made_place
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.restore.images import Images
 from workers.journal.catalogue import choose_stream
 from workers.journal.points import resolve
@@ -192,6 +192,7 @@ def _kill_at(
             host.ask(_ASKED[point])
         time.sleep(0.05)
     assert process.popen.returncode == -signal.SIGKILL, process.tail()
+    tried("kills at failpoints", 1)
 
 
 @pytest.mark.parametrize("point", POINTS["agent"])

@@ -18,7 +18,7 @@ import pytest
 from infra.demo.site import tool
 from tests.failpoints.registry import failpoints
 from tests.integration.nbd import NbdClient
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.model.builder import JournalBuilder
 from tests.model.workload import Shape, Workload
 from workers.storage.url import open_store
@@ -111,3 +111,4 @@ def test_a_restore_that_dies_there_leaves_no_half_image(bucket: Bucket, point: s
     once = "_piece_" not in point and "_named_" not in point
     for number in range(1 if once else ROUNDS):
         (_serve if point.startswith("serve") else _export)(bucket, f"{point}:{number + 1}")
+        tried("kills at failpoints", 1)

@@ -12,7 +12,7 @@ import pytest
 
 from host_agent.wire.tapctl import TapRefused
 from tests.failpoints.registry import failpoints, swept_elsewhere
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.tap import nbd
 from tests.tap.conftest import MakeDisk, StartTap
 from tests.tap.daemon import Stream, Tap
@@ -174,6 +174,7 @@ def test_a_tap_that_dies_there_loses_nothing(
         reached += _die(life)
         life.check_disk()
         life.go_on(start_tap(f"t{number}"))
+    tried("kills at failpoints", reached)
     assert reached, f"{point} was never reached"
 
 

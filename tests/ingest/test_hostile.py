@@ -26,7 +26,7 @@ from host_agent.wire.message import (
 from host_agent.wire.seal import SealedFrame
 from tests.ingest.conftest import Connect, MakeSource
 from tests.ingest.reading import read_chain, read_segments
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.servers.agent import Agent, Closed, Source, make_hello
 from tests.servers.ingest_process import IngestProcess
 from workers.storage.port import ObjectStore
@@ -321,6 +321,7 @@ def test_malformed_messages_beside_healthy_streams(
         for worker in workers:
             worker.stop.set()
             worker.join()
+    tried("malformed messages", sent)
     assert sent >= MALFORMED
     assert [worker.error for worker in workers] == [None] * _HEALTHY_STREAMS
     assert ingest.process.poll() is None

@@ -13,7 +13,7 @@ import pytest
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.names import chain_name
 from tests.journal.test_corruption import Subject
-from tests.lanes import pick
+from tests.lanes import pick, tried
 from tests.model.store import MemoryStore
 from workers.journal.scrub import scrub
 
@@ -118,6 +118,7 @@ def test_no_damaged_object_stays_silent() -> None:
             done[kind] += 1
             if not _is_named(subject, _damaged(subject, name, data)):
                 silent.append((seed, kind, name))
+    tried("damaged objects", done.total())
     assert silent == []
     assert done.total() >= DAMAGES
     assert min(done[kind] for kind in KINDS) > DAMAGES // 20

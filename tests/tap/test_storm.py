@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lanes import pick
 from tests.model.model import (
     FLUSH,
     SYNC,
@@ -51,11 +52,15 @@ def test_storm(start_tap: StartTap, folder: Path, engine: str, seed: int) -> Non
     rage(start_tap, folder, engine, seed)
 
 
+#: Hundreds of storms of each kind.
+_STORMS = pick(20, 1, 20)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("folder", [MEMORY, DISKS], indirect=True, ids=["memory", "storage"])
-@pytest.mark.parametrize("first", range(100, 2100, 100))
+@pytest.mark.parametrize("first", range(100, 100 + 100 * _STORMS, 100))
 def test_long_storm(start_tap: StartTap, folder: Path, engine: str, first: int) -> None:
     for seed in range(first, first + 100):
         rage(start_tap, folder, engine, seed)

@@ -1,0 +1,1 @@
+"""The long lanes: what `make soak` runs, and its summary by invariant."""
