@@ -57,7 +57,7 @@ class HashesOptions(StoreOptions):
     """Options of `journal hashes`."""
 
 
-class _Report:
+class Report:
     """One answer for each stream; ends with 1 if anything is wrong."""
 
     def __init__(self, options: StoreOptions | ScrubOptions) -> None:
@@ -87,7 +87,7 @@ class _Report:
             raise typer.Exit(EXIT_FAILED)
 
 
-def _streams(options: StoreOptions | ScrubOptions, store: ObjectStore) -> list[Identity]:
+def named_streams(options: StoreOptions | ScrubOptions, store: ObjectStore) -> list[Identity]:
     """The streams that the options name; NoSuchStream if there is none."""
     found = [
         stream
@@ -108,9 +108,9 @@ def verify_command(options: VerifyOptions) -> None:
     seal."""
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
-    report = _Report(options)
+    report = Report(options)
     with shown_progress() as progress:
-        for identity in _streams(options, store):
+        for identity in named_streams(options, store):
             fields = _verify_one(options, progress, store, (identity, key))
             read = f", {size_text(fields['bytes'])} read back" if options.deep else ""
             done = f"{fields['segments']} segments, {fields['records']} records{read}"
@@ -150,9 +150,9 @@ def index_command(options: IndexOptions) -> None:
 
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
-    report = _Report(options)
+    report = Report(options)
     with shown_progress() as progress:
-        for identity in _streams(options, store):
+        for identity in named_streams(options, store):
             progress.start("read", None, "segments")
             found = write_indexes(store, identity, key)
             done = f"{len(found.made)} index objects made, {size_text(found.bytes)}"
@@ -168,9 +168,9 @@ def hashes_command(options: HashesOptions) -> None:
 
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
-    report = _Report(options)
+    report = Report(options)
     with shown_progress() as progress:
-        for identity in _streams(options, store):
+        for identity in named_streams(options, store):
             progress.start("hash", None, "bytes")
             found = write_hashes(store, identity, key, fetch_all, progress.advance)
             what = "was there" if found.there else f"{found.blocks} blocks"
@@ -186,9 +186,9 @@ def scrub_command(options: ScrubOptions) -> None:
     from workers.journal.scrub import scrub
 
     store = open_store(options.store)
-    report = _Report(options)
+    report = Report(options)
     with shown_progress() as progress:
-        for identity in _streams(options, store):
+        for identity in named_streams(options, store):
             progress.start("check", None, "bytes")
             found = scrub(store, identity, progress.advance)
             done = f"{found.segments} segments, {size_text(found.bytes)} read back"

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from host_agent.wire.errors import HoldfastError
+from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
 from workers.cli.journal import VerifyOptions, journal_app, verify_command
 from workers.cli.keys import keys_app
 from workers.cli.options import command

@@ -30,6 +30,8 @@ _PHASES = {
     "write": "Writing",
     "verify": "Reading back",
     "check": "Checking",
+    "fold": "Folding",
+    "collect": "Collecting",
     "hash": "Hashing",
 }
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workers.cli.output import size_text
+from workers.journal.retention import HOUR_SECONDS
 from workers.journal.selectors import format_time
 from workers.journal.verify import Verified
 from workers.restore.listing import Listing
@@ -33,6 +34,14 @@ def show_stream(listing: Listing, checked: Verified | None) -> None:
             f" {format_time(stretch.last_time)} (generation {stretch.generation[:8]},"
             f" seq {stretch.first_seq} to {stretch.last_seq})"
         )
+    if journal.layers is not None:
+        boundary = journal.layers.boundary
+        why = {
+            "window": f"older than its window of {boundary.window_seconds / HOUR_SECONDS:g} hours",
+            "size_limit": "beyond its size limit",
+        }[boundary.reason]
+        began = format_time(boundary.history_from)
+        console.print(f"  history begins at {began}: what was before is {why}")
     if listing.checkpoints:
         console.print(_checkpoints(listing))
     else:

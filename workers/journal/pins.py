@@ -14,7 +14,6 @@ from workers.journal.errors import NoSuchCheckpoint
 from workers.journal.points import resolve
 from workers.journal.reader import ReadOptions, open_journal
 from workers.journal.timeline import Checkpoint
-from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
 
 _NAME = re.compile(r"([0-9a-f]{32})(\.released)?")
@@ -69,12 +68,3 @@ def unpin(store: ObjectStore, identity: Identity, checkpoint: str) -> None:
     """Keep a checkpoint no longer than the history window, a tagged one neither."""
     store.put_if_absent(pin_name(identity, checkpoint, released=True), b"")
     store.delete(pin_name(identity, checkpoint))
-
-
-def is_pinned(store: ObjectStore, identity: Identity, checkpoint: str) -> bool:
-    """Whether a pin is there, by its name."""
-    try:
-        store.size(pin_name(identity, checkpoint))
-    except ObjectMissing:
-        return False
-    return True

@@ -20,13 +20,24 @@ from host_agent.wire.names import (
     index_number,
     index_prefix,
     key_name,
+    layers_name,
+    part_name,
     place_of,
 )
 from host_agent.wire.segment import SegmentInfo, check_follows, parse_tail, verify_segment
 from workers.journal import indexfile
+from workers.journal.boundary import list_boundaries, newest_boundary, read_boundary
 from workers.journal.chain import DAMAGE, damaged
-from workers.journal.errors import IndexDamaged, JournalCut, KeyObjectLost, SegmentLost
+from workers.journal.errors import (
+    BoundaryDamaged,
+    IndexDamaged,
+    JournalCut,
+    KeyObjectLost,
+    LayerDamaged,
+    SegmentLost,
+)
 from workers.journal.indexfile import IndexHead, parse_index
+from workers.journal.layerfile import ListClear, object_hex, parse_list, parse_object
 from workers.journal.statements import read_statement
 from workers.storage.errors import ObjectMissing
 from workers.storage.port import ObjectStore
@@ -39,12 +50,14 @@ _NO_GENERATION = bytes(16)
 
 @dataclass
 class Scrubbed:
-    """What a scrub found. Bytes are those of the objects read."""
+    """What a scrub found. `layers`: objects of layers, lists and boundaries. Bytes are those of the
+    objects read."""
 
     segments: int = 0
     frames: int = 0
     keys: int = 0
     indexes: int = 0
+    layers: int = 0
     bytes: int = 0
     problems: list[HoldfastError] = field(default_factory=list)
 
@@ -55,6 +68,7 @@ class Scrubbed:
             "frames": self.frames,
             "keys": self.keys,
             "indexes": self.indexes,
+            "layers": self.layers,
             "bytes": self.bytes,
             "problems": [problem.as_dict() for problem in self.problems],
         }
@@ -70,6 +84,7 @@ def scrub(
     # Before the chain: what is stated now must be there when the chain is read.
     statement = read_statement(store, identity)
     run = _Scrub(store, identity, advance or (lambda _: None))
+    run.layers()
     run.segments()
     run.indexes()
     if statement is not None and statement.seq:
@@ -107,12 +122,62 @@ class _Scrub:
         self._last: dict[bytes, int] = {}
         self._hashes: dict[int, bytes] = {}
 
+    def layers(self) -> None:
+        """Boundaries, and the list and all objects of the newest: what stands for the beginning."""
+        newest = None
+        try:
+            newest = newest_boundary(self._store, self._identity)
+            for number in list_boundaries(self._store, self._identity):
+                self.result.layers += 1
+                read_boundary(self._store, self._identity, number)
+        except BoundaryDamaged as error:
+            self.result.problems.append(error)
+        if newest is None:
+            return
+        self._before, self._expected = newest.newest, newest.first_place
+        self._last[newest.newest.generation] = newest.newest.last_seq
+        name = layers_name(self._identity, newest.layers)
+        try:
+            data = self._read_layer(name)
+            _, _, clear = parse_list(data, self._identity, newest.layers)
+            if clear.trailer != newest.trailer:
+                raise WireError("it ends elsewhere than its boundary.")
+        except (ObjectMissing, *DAMAGE) as error:
+            self.result.problems.append(LayerDamaged(name, error.message))
+            return
+        for generation in clear.keys:
+            self._check_key_object(bytes.fromhex(generation), newest.first_place - 1)
+        self._layer_objects(clear)
+
+    def _layer_objects(self, clear: ListClear) -> None:
+        for short, size in clear.objects():
+            name = part_name(self._identity, short)
+            try:
+                data = self._read_layer(name)
+                head, _ = parse_object(data)
+                if (len(data), head.identity_hash) != (size, self._identity.hash):
+                    raise WireError("it has another length, or is of another stream.")
+                if object_hex(data) != short.rpartition("/")[2]:
+                    raise WireError("it is another one than its name says.")
+            except (ObjectMissing, *DAMAGE) as error:
+                self.result.problems.append(LayerDamaged(name, error.message))
+
+    def _read_layer(self, name: str) -> bytes:
+        data = self._store.get(name)
+        self._advance(len(data))
+        self.result.layers += 1
+        self.result.bytes += len(data)
+        return data
+
     def segments(self) -> None:
         """All segments in order, read ahead."""
         with ThreadPoolExecutor(_AHEAD, "holdfast-scrub") as pool:
             ahead: deque[tuple[int, Future[bytes]]] = deque()
             try:
+                first = self._expected
                 for place in _places(self._store, self._identity, self.result):
+                    if place < first:
+                        continue  # given up, and not collected yet
                     name = chain_name(self._identity, place)
                     ahead.append((place, pool.submit(self._store.get, name)))
                     if len(ahead) >= _AHEAD:
@@ -198,16 +263,18 @@ class _Scrub:
 
     def _check_key(self, info: SegmentInfo) -> None:
         """Each generation's key object is there, and of this stream."""
-        if info.generation == _NO_GENERATION or info.generation in self._last:
-            return
-        name = key_name(self._identity, info.generation)
+        if info.generation != _NO_GENERATION and info.generation not in self._last:
+            self._check_key_object(info.generation, info.place)
+
+    def _check_key_object(self, generation: bytes, place: int) -> None:
+        name = key_name(self._identity, generation)
         try:
             data = self._store.get(name)
-            check_key_object(data, self._identity, info.generation)
+            check_key_object(data, self._identity, generation)
         except (ObjectMissing, *DAMAGE) as error:
             self.result.problems.append(
                 KeyObjectLost(
-                    info.place,
+                    place,
                     f"The data key {name} is missing or damaged: {error.message}",
                     hint="Bring that object back from a copy of the store.",
                 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from workers.journal.errors import SelectorError
 from workers.journal.points import Point, list_points, resolve
 from workers.journal.reader import Journal
+from workers.journal.retention import HOUR_SECONDS
 from workers.journal.selectors import format_time
 from workers.journal.timeline import Checkpoint, Generation
 
@@ -55,6 +56,7 @@ class Listing:
                 }
                 for stretch in self.history
             ],
+            "begins": _begins(journal),
             "damage": journal.damage.as_dict() if journal.damage else None,
         }
 
@@ -67,6 +69,20 @@ def _checkpoint(journal: Journal, checkpoint: Checkpoint) -> dict[str, object]:
         "tag": checkpoint.tag,
         "generation": journal.timeline.generations[checkpoint.generation].hex,
         "seq": checkpoint.seq,
+    }
+
+
+def _begins(journal: Journal) -> dict[str, object] | None:
+    """Where the history begins and why; None where nothing was ever given up."""
+    if journal.layers is None:
+        return None
+    boundary = journal.layers.boundary
+    return {
+        "history_from": format_time(boundary.history_from),
+        "reason": boundary.reason,
+        "window_hours": boundary.window_seconds / HOUR_SECONDS,
+        "first_place": boundary.first_place,
+        "set_at": format_time(boundary.set_at),
     }
 
 
