@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::crash;
 use crate::record::{encode_entry, Place, Record, ENTRY_BYTES};
 use crate::sys::files::{self, Space};
-use crate::sys::{AlignedBuf, Map};
+use crate::sys::{crc, AlignedBuf, Map};
 use table::Table;
 pub use table::INLINE;
 
@@ -37,6 +37,8 @@ const MEMBERS: u16 = 256;
 const RESERVED_ENTRIES: u64 = 64;
 /// Payload bytes kept for the same.
 const RESERVED_BYTES: u64 = 256 << 10;
+/// Payloads begin at multiples of this, bytes: what a processor stores at once.
+const PAYLOAD_ALIGN: u64 = 64;
 /// Anchors are multiples of this, records.
 pub const ANCHOR_STEP: u64 = 4096;
 /// The smallest ring, bytes: 8,192 index entries and a few of the largest pieces.
@@ -286,7 +288,8 @@ impl Ring {
 
     /// Where a payload of `length` bytes would begin.
     fn payload_start(&self, length: u64) -> u64 {
-        let (start, capacity) = (self.at.payload_head, self.geometry.payload_capacity);
+        let capacity = self.geometry.payload_capacity;
+        let start = self.at.payload_head.next_multiple_of(PAYLOAD_ALIGN);
         let inside = start % capacity;
         if inside + length > capacity {
             return start + (capacity - inside);
@@ -338,8 +341,8 @@ impl Ring {
         let mut crc = 0;
         if length > 0 {
             self.move_draft();
-            crc = crc32c::crc32c(payload);
-            self.map.write(self.payload_place(start), payload);
+            let place = self.payload_place(start);
+            crc = crc::copy(self.map.bytes_mut(place, payload.len()), payload);
             crash::point("ring_after_payload_before_entry");
         }
         Ok(self.enter(record, (start, length, crc), time))
@@ -395,7 +398,7 @@ impl Ring {
         if draft.moved.is_none() {
             let at = self.geometry.payload_at() + draft.start % self.geometry.payload_capacity;
             let fresh = self.map.bytes(at as usize + draft.got, count);
-            draft.crc = crc32c::crc32c_append(draft.crc, fresh);
+            draft.crc = crc::append(draft.crc, fresh);
         }
         draft.got += count;
     }

@@ -1,6 +1,7 @@
 //! The kernel's calls that the standard library lacks, each behind a safe function. Only here and
-//! in its two parts (`sys/`) is `unsafe` allowed: every block says why it holds.
+//! in its parts (`sys/`) is `unsafe` allowed: every block says why it holds.
 
+pub mod crc;
 pub mod files;
 pub mod uring;
 

@@ -1,0 +1,195 @@
+//! CRC-32C, alone or while bytes are copied. Where the processor can, 64 bytes at a time by
+//! carry-less multiplication: a sum costs less than the copy that it goes along with.
+
+/// The CRC-32C of `bytes` behind those whose sum is `before` (0: behind nothing).
+pub fn append(before: u32, bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_worth_it(bytes.len()) {
+        return wide::append(before, bytes);
+    }
+    crc32c::crc32c_append(before, bytes)
+}
+
+/// Copies `from` to `to`, which is as long, and returns its CRC-32C. What is copied goes past the
+/// processor's cache if it is long: its next reader is another process, later.
+pub fn copy(to: &mut [u8], from: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_worth_it(from.len()) {
+        return wide::copy(to, from);
+    }
+    to.copy_from_slice(from);
+    crc32c::crc32c(from)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::*;
+
+    const POLYNOMIAL: u32 = 0x1EDC_6F41;
+    /// Bytes of one register.
+    const LINE: usize = 64;
+    /// Bytes of one turn.
+    const STEP: usize = 4 * LINE;
+
+    /// x^n modulo the polynomial, in the form in which reflected numbers are multiplied.
+    const fn power(n: u32) -> u64 {
+        let (mut rest, mut at) = (1u32, 0);
+        while at < n {
+            rest = (rest << 1) ^ (POLYNOMIAL * (rest >> 31));
+            at += 1;
+        }
+        (rest.reverse_bits() as u64) << 1
+    }
+
+    /// The factors of both halves of 128 bits that move them on by `bits`.
+    const fn shift(bits: u32) -> (u64, u64) {
+        (power(bits + 32), power(bits - 32))
+    }
+
+    const TURN: (u64, u64) = shift(8 * STEP as u32);
+    const ONE: (u64, u64) = shift(8 * LINE as u32);
+    const LANES: [(u64, u64); 3] = [shift(384), shift(256), shift(128)];
+
+    /// Whether this processor has what is needed, and so few bytes are not quicker otherwise.
+    #[inline]
+    pub fn is_worth_it(length: usize) -> bool {
+        length >= 2 * STEP
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("vpclmulqdq")
+            && is_x86_feature_detected!("sse4.2")
+    }
+
+    /// As outside; [`is_worth_it`] was asked.
+    pub fn append(before: u32, bytes: &[u8]) -> u32 {
+        let (turns, rest) = bytes.split_at(bytes.len() - bytes.len() % STEP);
+        // SAFETY: the processor has the features; nothing is written.
+        let state = unsafe { fold::<KEEP>(!before, turns, std::ptr::null_mut()) };
+        crc32c::crc32c_append(!state, rest)
+    }
+
+    /// As outside; [`is_worth_it`] was asked.
+    pub fn copy(to: &mut [u8], from: &[u8]) -> u32 {
+        let (turns, rest) = from.split_at(from.len() - from.len() % STEP);
+        let (first, last) = to[..from.len()].split_at_mut(turns.len());
+        let to = first.as_mut_ptr();
+        // SAFETY: the processor has the features; `first` has room for all of `turns`, and the
+        // stores that need whole lines are chosen only where it begins with one.
+        let state = unsafe {
+            match to.align_offset(LINE) {
+                0 => fold::<STREAM>(!0, turns, to),
+                _ => fold::<STORE>(!0, turns, to),
+            }
+        };
+        last.copy_from_slice(rest);
+        crc32c::crc32c_append(!state, rest)
+    }
+
+    /// Nothing is copied.
+    const KEEP: u8 = 0;
+    /// Copied as usual.
+    const STORE: u8 = 1;
+    /// Copied past the cache, to whole lines.
+    const STREAM: u8 = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,vpclmulqdq")]
+    fn step(sum: __m512i, factors: __m512i, next: __m512i) -> __m512i {
+        let low = _mm512_clmulepi64_epi128::<0x00>(sum, factors);
+        let high = _mm512_clmulepi64_epi128::<0x11>(sum, factors);
+        _mm512_ternarylogic_epi64::<0x96>(low, high, next)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn factors(of: (u64, u64)) -> __m512i {
+        _mm512_broadcast_i32x4(_mm_set_epi64x(of.1 as i64, of.0 as i64))
+    }
+
+    /// The state after `bytes`, whole turns and at least one; they go to `to` meanwhile.
+    ///
+    /// # Safety
+    /// The processor has the features. Unless `HOW` is [`KEEP`], as many bytes fit at `to`, which
+    /// for [`STREAM`] is a multiple of [`LINE`].
+    #[target_feature(enable = "avx512f,avx2,vpclmulqdq,sse4.2")]
+    unsafe fn fold<const HOW: u8>(state: u32, bytes: &[u8], to: *mut u8) -> u32 {
+        let take = |at: usize| {
+            // SAFETY: `at` and the line behind it lie within `bytes`, and so within `to`.
+            unsafe {
+                let line = _mm512_loadu_si512(bytes.as_ptr().add(at).cast());
+                match HOW {
+                    STORE => _mm512_storeu_si512(to.add(at).cast(), line),
+                    STREAM => _mm512_stream_si512(to.add(at).cast(), line),
+                    _ => {}
+                }
+                line
+            }
+        };
+        let turn = factors(TURN);
+        let begin = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state as i32));
+        let mut sums = [take(0), take(LINE), take(2 * LINE), take(3 * LINE)];
+        sums[0] = _mm512_xor_si512(sums[0], begin);
+        for at in (STEP..bytes.len()).step_by(STEP) {
+            sums[0] = step(sums[0], turn, take(at));
+            sums[1] = step(sums[1], turn, take(at + LINE));
+            sums[2] = step(sums[2], turn, take(at + 2 * LINE));
+            sums[3] = step(sums[3], turn, take(at + 3 * LINE));
+        }
+        if HOW == STREAM {
+            // Whoever sees what is stored after this sees these lines too.
+            _mm_sfence();
+        }
+        let one = factors(ONE);
+        let [first, second, third, fourth] = sums;
+        finish(step(step(step(first, one, second), one, third), one, fourth))
+    }
+
+    /// The state of which `sum` is the multiple.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,vpclmulqdq,sse4.2")]
+    fn finish(sum: __m512i) -> u32 {
+        let [a, b, c] = LANES;
+        let lanes = _mm512_set_epi64(
+            0, 0, c.1 as i64, c.0 as i64, b.1 as i64, b.0 as i64, a.1 as i64, a.0 as i64,
+        );
+        // The last lane is where it belongs: it is added as it is.
+        let last = _mm512_maskz_mov_epi64(0b1100_0000, sum);
+        let sum = step(sum, lanes, last);
+        let high = _mm512_extracti64x4_epi64::<1>(sum);
+        let sum = _mm256_xor_si256(_mm512_castsi512_si256(sum), high);
+        let high = _mm256_extracti128_si256::<1>(sum);
+        let sum = _mm_xor_si128(_mm256_castsi256_si128(sum), high);
+        let state = _mm_crc32_u64(0, _mm_cvtsi128_si64(sum) as u64);
+        _mm_crc32_u64(state, _mm_extract_epi64::<1>(sum) as u64) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    #[test]
+    fn equals_the_sum_of_one_bit_after_the_other() {
+        let slow = |bytes: &[u8]| {
+            !bytes.iter().fold(!0u32, |state, byte| {
+                (0..8).fold(state ^ u32::from(*byte), |s, _| (s >> 1) ^ (0x82F6_3B78 * (s & 1)))
+            })
+        };
+        assert_eq!(slow(b"123456789"), 0xE306_9283);
+        let mut random = Random::new(3);
+        let bytes: Vec<u8> = (0..70_000).map(|_| random.next() as u8).collect();
+        for _ in 0..300 {
+            let start = random.below(130) as usize;
+            let length = (random.next() >> (47 + random.below(14))) as usize % 60_000;
+            let part = &bytes[start..start + length];
+            let expected = slow(part);
+            let cut = random.below(length as u64 + 1) as usize;
+            assert_eq!(append(append(0, &part[..cut]), &part[cut..]), expected);
+            let place = random.below(3) as usize * 32;
+            let mut room = crate::sys::AlignedBuf::new(place + length + 1);
+            assert_eq!(copy(&mut room[place..place + length], part), expected);
+            assert!(room[place..place + length] == *part);
+            assert!(room[..place].iter().chain(&room[place + length..]).all(|byte| *byte == 0));
+        }
+    }
+}
