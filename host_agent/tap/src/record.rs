@@ -92,29 +92,28 @@ pub struct Place {
     pub lap: u32,
 }
 
-/// The index entry of a record with `payload_length` bytes of payload whose CRC-32C is `crc`.
+/// The index entry of a record with `payload_length` bytes of payload whose CRC-32C is `crc`, as
+/// its eight numbers of 64 bits.
 pub fn encode_entry(
     record: &Record,
     place: &Place,
     payload_length: u32,
     crc: u32,
-) -> [u8; ENTRY_BYTES] {
-    let mut entry = [0u8; ENTRY_BYTES];
-    entry[0..8].copy_from_slice(&place.seq.to_le_bytes());
-    entry[8..16].copy_from_slice(&place.time.to_le_bytes());
-    entry[16..24].copy_from_slice(&record.offset.to_le_bytes());
-    entry[24..32].copy_from_slice(&record.aux.to_le_bytes());
-    entry[32..36].copy_from_slice(&record.length.to_le_bytes());
-    entry[36..40].copy_from_slice(&crc.to_le_bytes());
-    entry[40..44].copy_from_slice(&payload_length.to_le_bytes());
-    entry[44..46].copy_from_slice(&record.disk.to_le_bytes());
-    entry[46] = record.op as u8;
-    entry[47] = record.flags;
-    entry[48..56].copy_from_slice(&place.payload.to_le_bytes());
-    entry[56..60].copy_from_slice(&place.lap.to_le_bytes());
-    let check = crc32c::crc32c(&entry[..60]);
-    entry[60..64].copy_from_slice(&check.to_le_bytes());
-    entry
+) -> [u64; ENTRY_BYTES / 8] {
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let kind = u32::from(record.op as u8) << 16 | u32::from(record.flags) << 24;
+    let numbers = [
+        place.seq,
+        place.time,
+        record.offset,
+        record.aux,
+        pair(record.length, crc),
+        pair(payload_length, u32::from(record.disk) | kind),
+        place.payload,
+    ];
+    let check = crate::sys::crc::numbers(&numbers, place.lap);
+    let [seq, time, offset, aux, length, what, payload] = numbers;
+    [seq, time, offset, aux, length, what, payload, pair(place.lap, check)]
 }
 
 #[cfg(test)]
@@ -133,6 +132,7 @@ mod tests {
         };
         let place = Place { seq: 7, time: 9, payload: 11, lap: 13 };
         let entry = encode_entry(&record, &place, 0x4142_4344, 0x5152_5354);
+        let entry: Vec<u8> = entry.iter().flat_map(|number| number.to_le_bytes()).collect();
         assert_eq!(entry[0], 7);
         assert_eq!(entry[8], 9);
         assert_eq!(entry[16..24], [0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11]);

@@ -359,7 +359,7 @@ impl Ring {
         let lap = (seq / self.geometry.index_capacity) as u32;
         let place = Place { seq, time, payload: start, lap };
         let entry = encode_entry(record, &place, length as u32, crc);
-        self.map.write(self.slot(seq), &entry);
+        self.map.write_numbers(self.slot(seq), &entry);
         crash::point("ring_after_entry_before_head");
         self.at.head = seq;
         self.at.payload_head = start + length;

@@ -393,6 +393,17 @@ impl Map {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
+    /// Writes numbers one after another, little-endian; `at` is a multiple of eight.
+    #[inline]
+    pub fn write_numbers<const N: usize>(&mut self, at: usize, numbers: &[u64; N]) {
+        let to = self.place(at, 8 * N).cast::<u64>();
+        assert_eq!(at % 8, 0, "unaligned");
+        for (index, number) in numbers.iter().enumerate() {
+            // SAFETY: inside the mapping and aligned.
+            unsafe { to.add(index).write(number.to_le()) };
+        }
+    }
+
     /// Copies bytes out.
     pub fn read(&self, at: usize, bytes: &mut [u8]) {
         let from = self.place(at, bytes.len());

@@ -21,6 +21,19 @@ pub fn copy(to: &mut [u8], from: &[u8]) -> u32 {
     crc32c::crc32c(from)
 }
 
+/// The CRC-32C of some numbers, little-endian, and of a short one behind them.
+#[inline]
+pub fn numbers<const N: usize>(numbers: &[u64; N], last: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has the feature.
+        return unsafe { wide::numbers(numbers, last) };
+    }
+    let sum = |before, bytes: &[u8]| crc32c::crc32c_append(before, bytes);
+    let most = numbers.iter().fold(0, |before, number| sum(before, &number.to_le_bytes()));
+    sum(most, &last.to_le_bytes())
+}
+
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::*;
@@ -82,6 +95,14 @@ mod wide {
         };
         last.copy_from_slice(rest);
         crc32c::crc32c_append(!state, rest)
+    }
+
+    /// As outside.
+    #[inline]
+    #[target_feature(enable = "sse4.2")]
+    pub fn numbers<const N: usize>(numbers: &[u64; N], last: u32) -> u32 {
+        let state = numbers.iter().fold(u64::from(!0u32), |s, number| _mm_crc32_u64(s, *number));
+        !_mm_crc32_u32(state as u32, last)
     }
 
     /// Nothing is copied.
@@ -184,6 +205,11 @@ mod tests {
             let part = &bytes[start..start + length];
             let expected = slow(part);
             let cut = random.below(length as u64 + 1) as usize;
+            let words = [random.next(), random.next(), random.next()];
+            let last = random.next() as u32;
+            let mut flat: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            flat.extend_from_slice(&last.to_le_bytes());
+            assert_eq!(numbers(&words, last), slow(&flat));
             assert_eq!(append(append(0, &part[..cut]), &part[cut..]), expected);
             let place = random.below(3) as usize * 32;
             let mut room = crate::sys::AlignedBuf::new(place + length + 1);
