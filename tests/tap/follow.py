@@ -125,9 +125,9 @@ class Follower:
         return Taken(seq, time, event, crc, position)
 
     def _check_place(self, position: int, count: int) -> None:
-        """Each payload follows the one before, or begins the area anew because it would not fit."""
+        """Each payload begins at the next 64 bytes, or the area anew because it would not fit."""
         capacity = self.view.header.payload_capacity
-        expected = self.payload_end
+        expected = -(-self.payload_end // 64) * 64
         if expected % capacity + count > capacity:
             expected += capacity - expected % capacity
         assert position == expected

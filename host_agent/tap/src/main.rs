@@ -29,6 +29,7 @@ mod stream;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod view;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -4,6 +4,7 @@
 pub mod crc;
 pub mod files;
 pub mod uring;
+pub mod view;
 
 use std::fs::File;
 use std::io;

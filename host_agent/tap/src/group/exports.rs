@@ -43,6 +43,7 @@ impl Core {
             unflushed.mark(&align(&range, disk::SECTOR, size));
         }
         disk.unflushed = unflushed;
+        disk.see_again();
         let grown = size > before;
         let has_news = grown && !matches!(files::seek_data(&disk.io.file, before), Ok(None));
         let number = disk.number;

@@ -8,6 +8,7 @@ pub mod exports;
 pub mod extents;
 pub mod fill;
 pub mod hold;
+pub mod inline;
 pub mod left;
 pub mod mirror;
 pub mod open;

@@ -238,8 +238,11 @@ impl Core {
     /// Hands the rest of an operation to the engine.
     pub fn submit(&mut self, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        let Some(disk) = self.disks.get(op.disk) else { return };
+        let Some(disk) = self.disks.get_mut(op.disk) else { return };
         let rest = op.length - op.done;
+        if matches!(op.kind, Kind::Trim | Kind::Zero(_)) {
+            disk.forget(&(op.offset..op.offset + op.length));
+        }
         let mut file = &disk.io.file;
         let (kind, mut length) = match op.kind {
             Kind::Read | Kind::SyncRead { .. } => (IoKind::Read, rest),

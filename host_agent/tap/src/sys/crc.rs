@@ -11,7 +11,8 @@ pub fn append(before: u32, bytes: &[u8]) -> u32 {
 }
 
 /// Copies `from` to `to`, which is as long, and returns its CRC-32C. What is copied goes past the
-/// processor's cache if it is long: its next reader is another process, later.
+/// processor's cache if it is long: its next reader is another process, later. Before another is
+/// told of it, [`settle`].
 pub fn copy(to: &mut [u8], from: &[u8]) -> u32 {
     #[cfg(target_arch = "x86_64")]
     if wide::is_worth_it(from.len()) {
@@ -19,6 +20,30 @@ pub fn copy(to: &mut [u8], from: &[u8]) -> u32 {
     }
     to.copy_from_slice(from);
     crc32c::crc32c(from)
+}
+
+/// Lets all that was copied past the cache be seen by whoever is told of it after this.
+pub fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this kind has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Copies bytes past the processor's cache, where they are many. Before another is told of it,
+/// [`settle`].
+///
+/// # Safety
+/// As many bytes fit at `to`, and nothing refers to them.
+pub unsafe fn stream(to: *mut u8, from: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_worth_it(from.len()) && to.align_offset(wide::LINE) == 0 {
+        // SAFETY: as the caller says, and the processor has the feature.
+        return unsafe { wide::stream(to, from) };
+    }
+    // SAFETY: as the caller says.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
 }
 
 /// The CRC-32C of some numbers, little-endian, and of a short one behind them.
@@ -40,7 +65,7 @@ mod wide {
 
     const POLYNOMIAL: u32 = 0x1EDC_6F41;
     /// Bytes of one register.
-    const LINE: usize = 64;
+    pub const LINE: usize = 64;
     /// Bytes of one turn.
     const STEP: usize = 4 * LINE;
 
@@ -112,6 +137,25 @@ mod wide {
     /// Copied past the cache, to whole lines.
     const STREAM: u8 = 2;
 
+    /// As outside; `to` is a multiple of [`LINE`] and [`is_worth_it`] was asked.
+    ///
+    /// # Safety
+    /// The processor has the feature, and as many bytes fit at `to`.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn stream(to: *mut u8, from: &[u8]) {
+        let whole = from.len() - from.len() % LINE;
+        for at in (0..whole).step_by(LINE) {
+            // SAFETY: a line at `at` lies within both, and `to + at` is a multiple of it.
+            unsafe {
+                let line = _mm512_loadu_si512(from.as_ptr().add(at).cast());
+                _mm512_stream_si512(to.add(at).cast(), line);
+            }
+        }
+        let rest = &from[whole..];
+        // SAFETY: what is left fits behind it.
+        unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), to.add(whole), rest.len()) };
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f,vpclmulqdq")]
     fn step(sum: __m512i, factors: __m512i, next: __m512i) -> __m512i {
@@ -154,10 +198,6 @@ mod wide {
             sums[1] = step(sums[1], turn, take(at + LINE));
             sums[2] = step(sums[2], turn, take(at + 2 * LINE));
             sums[3] = step(sums[3], turn, take(at + 3 * LINE));
-        }
-        if HOW == STREAM {
-            // Whoever sees what is stored after this sees these lines too.
-            _mm_sfence();
         }
         let one = factors(ONE);
         let [first, second, third, fourth] = sums;
