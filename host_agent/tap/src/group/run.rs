@@ -19,7 +19,7 @@ use crate::nbd::conn::{Conn, End, SCRATCH_BYTES};
 use crate::slab::Slab;
 use crate::state::GroupState;
 use crate::stream::Cause;
-use crate::sys::{self, crc, Epoll, EventFd, Interest, Ready};
+use crate::sys::{self, Epoll, EventFd, Interest, Ready};
 
 const WAKE: u64 = 0;
 const CLIENTS: u64 = 1;
@@ -457,7 +457,6 @@ impl Group {
     /// Sends a message to a control client, or ends it.
     pub fn send_ctl(&mut self, slot: usize, message: &Value, pass: Option<OwnedFd>) {
         let Some(ctl) = self.ctls.get_mut(slot) else { return };
-        crc::settle();
         let result = ctl.send(message, pass);
         let interest = Interest { read: true, write: ctl.has_unsent() };
         let is_watched = self.epoll.modify(&ctl.fd, KIND_CTL | slot as u64, interest).is_ok();
