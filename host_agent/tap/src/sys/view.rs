@@ -143,6 +143,8 @@ impl FileView {
     /// Copies bytes to the file; `false`: perhaps not all of them.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let to = self.at(offset, bytes.len());
+        // What a successor must know of this write is noted before it begins, not later.
+        compiler_fence(Ordering::SeqCst);
         // SAFETY: `to` has room for them, and nothing refers to it.
         unsafe { crc::stream(to, bytes) };
         self.is_whole()
