@@ -60,4 +60,11 @@ impl Disk {
             view.forget(range);
         }
     }
+
+    /// As [`Disk::forget`], if `is_meant`.
+    pub fn forget_if(&mut self, is_meant: bool, offset: u64, length: u64) {
+        if is_meant {
+            self.forget(&(offset..offset + length));
+        }
+    }
 }

@@ -240,9 +240,7 @@ impl Core {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(disk) = self.disks.get_mut(op.disk) else { return };
         let rest = op.length - op.done;
-        if matches!(op.kind, Kind::Trim | Kind::Zero(_)) {
-            disk.forget(&(op.offset..op.offset + op.length));
-        }
+        disk.forget_if(matches!(op.kind, Kind::Trim | Kind::Zero(_)), op.offset, op.length);
         let mut file = &disk.io.file;
         let (kind, mut length) = match op.kind {
             Kind::Read | Kind::SyncRead { .. } => (IoKind::Read, rest),
