@@ -13,6 +13,7 @@ from typing import Any
 from host_agent import __version__
 from host_agent.control import client, render
 from host_agent.control.errors import BadConfig
+from host_agent.control.identity import add_identity_verbs
 from host_agent.wire.errors import HoldfastError
 
 _WATCH_SECONDS = 1.0
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = verbs.add_parser("run", parents=[common], help="run the agent until it is told to stop")
     run.set_defaults(run=_run)
+    add_identity_verbs(verbs)
     _add_disk_verbs(verbs, answers)
     _add_group_verbs(verbs, answers)
     return parser

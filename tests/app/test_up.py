@@ -23,12 +23,19 @@ _SECONDS_MAX = 60.0
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@contextmanager
+def state_folder() -> Iterator[Path]:
+    """A folder that is not there yet."""
     # Short and reachable for the database's unprivileged user, which pytest's own folders are not.
     with tempfile.TemporaryDirectory(prefix="up-") as made:
         Path(made).chmod(0o755)
         yield Path(made) / "state"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with state_folder() as made:
+        yield made
 
 
 def free_port() -> int:
