@@ -54,6 +54,7 @@ class Soak:
         is_good, said = work()
         step = Step(name, time.monotonic() - began, is_good, said)
         self.run.steps.append(step)
+        self._count()
         print(f"   {'well' if is_good else 'BADLY'} in {step.seconds:.0f} s: {said}", flush=True)
 
     def _call(self, *words: str) -> int:
@@ -98,12 +99,13 @@ class Soak:
         missed = [one["bug"] for one in said["bugs"] if not one["caught"]]
         return done.returncode == 0, f"{said['caught']} caught; missed: {missed or 'none'}"
 
-    def count(self) -> None:
+    def _count(self) -> None:
         """Add what the tests said that they tried."""
         if self._tally.exists():
             for line in self._tally.read_text().splitlines():
                 told = json.loads(line)
                 self.run.tally[told["what"]] += int(told["count"])
+            self._tally.unlink()
 
 
 def main() -> int:
@@ -117,13 +119,17 @@ def main() -> int:
         parser.error(f"LANE={lane}: use one of {', '.join(_SCHEDULES)}")
     with tempfile.TemporaryDirectory(prefix="holdfast-soak-") as folder:
         soak = Soak(lane, Path(folder), wanted.jobs)
-        files = counted_files()
-        soak.part("counted tests", lambda: soak.pytest("counted", "-m", "not soak", *files))
-        soak.part("long tests", lambda: soak.pytest("long", "-m", "soak"))
-        soak.part("simulator", soak.simulate)
-        soak.part("planted bugs", soak.plant)
-        soak.count()
-    wanted.output.write_text(render(soak.run, all_tests()))
+        parts: dict[str, Callable[[], tuple[bool, str]]] = {
+            "counted tests": lambda: soak.pytest("counted", "-m", "not soak", *counted_files()),
+            "simulator": soak.simulate,
+            "planted bugs": soak.plant,
+            "long tests": lambda: soak.pytest("long", "-m", "soak"),
+        }
+        soak.run.planned = tuple(parts)
+        for name, work in parts.items():
+            soak.part(name, work)
+            # After each: hours must not be lost to whatever ends the rest.
+            wanted.output.write_text(render(soak.run, all_tests()))
     print(f"The summary is in {wanted.output}.")
     return 0 if soak.run.is_good else 1
 

@@ -37,14 +37,16 @@ class Run:
     lane: str
     commit: str
     date: str
+    planned: tuple[str, ...] = ()
     steps: list[Step] = field(default_factory=list)
     tests: list[Ran] = field(default_factory=list)
     tally: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_good(self) -> bool:
-        """Whether every step ended well."""
-        return all(step.is_good for step in self.steps)
+        """Whether every part was run and ended well."""
+        ran = {step.name for step in self.steps}
+        return ran >= set(self.planned) and all(step.is_good for step in self.steps)
 
 
 def read_report(text: str) -> list[Ran]:
@@ -82,6 +84,8 @@ def render(run: Run, named: Sequence[Named]) -> str:
     for step in run.steps:
         ended = "well" if step.is_good else "**badly**"
         lines.append(f"| {step.name} | {ended} | {step.seconds:.0f} | {step.said} |")
+    ran = {step.name for step in run.steps}
+    lines += [f"| {name} | **not run** | | |" for name in run.planned if name not in ran]
     lines += ["", "## How much was tried", "", "| What | Count |", "|---|---:|"]
     lines += [f"| {what} | {count:,} |" for what, count in sorted(run.tally.items())]
     lines += ["", "## By invariant", ""]

@@ -51,6 +51,14 @@ def test_a_failure_is_named() -> None:
     assert "Everything held" in render(_run(is_good=True), NAMED)
 
 
+def test_a_part_that_was_not_run_is_named() -> None:
+    run = _run(is_good=True)
+    run.planned = ("counted tests", "simulator")
+    text = render(run, NAMED)
+    assert "| simulator | **not run** |" in text
+    assert "Something did not hold" in text
+
+
 def test_the_counted_tests_are_found() -> None:
     found = counted_files()
     assert "tests/journal/test_crash_points.py" in found
