@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from host_agent.hypervisor.errors import NoSuchNode, QmpRefused
-from host_agent.hypervisor.mirror import Job, Names, QemuView
+from host_agent.hypervisor.mirror import Job, Names, Pace, QemuView
 from host_agent.hypervisor.qmp import Monitor
 
 Fields = dict[str, Any]
@@ -99,7 +99,7 @@ def _dirty(top: Fields | None) -> int | None:
     return counts[0] if len(counts) == 1 else None
 
 
-async def start(monitor: Monitor, names: Names, node: str, export: Fields, speed: int) -> None:
+async def start(monitor: Monitor, names: Names, node: str, export: Fields, pace: Pace) -> None:
     """Add the target node and start the job; QmpRefused, QmpGone.
 
     No reconnect delay: a request waits for nothing, and what fails is kept in QEMU's map.
@@ -125,7 +125,8 @@ async def start(monitor: Monitor, names: Names, node: str, export: Fields, speed
             "on-target-error": "stop",
             "on-source-error": "stop",
             "filter-node-name": names.filter,
-            "speed": speed,
+            "speed": pace.speed,
+            "buf-size": pace.piece,
         },
     )
 

@@ -263,9 +263,23 @@ def concerns(event: Fields, job: str) -> bool:
 _SPEED_MIN = 1 << 20
 
 
-def first_speed(ring_bytes: int, limit: float | None) -> int:
-    """How fast a copy begins: a quarter of the ring in a second."""
-    return _within(ring_bytes / 4, ring_bytes, limit)
+#: What QEMU copies at once, whatever its speed is: part of the ring.
+_PIECES = 16
+_PIECE_MIN, _PIECE_MAX = 1 << 20, 16 << 20
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a copy begins: bytes a second, and bytes that it takes at once."""
+
+    speed: int
+    piece: int
+
+
+def first_pace(ring_bytes: int, limit: float | None) -> Pace:
+    """How a copy begins: a quarter of the ring in a second."""
+    piece = max(_PIECE_MIN, min(ring_bytes // _PIECES, _PIECE_MAX))
+    return Pace(_within(ring_bytes / 4, ring_bytes, limit), piece)
 
 
 def pace(speed: int, tap: TapView, limit: float | None) -> int:

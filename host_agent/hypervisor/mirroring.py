@@ -28,7 +28,7 @@ from host_agent.hypervisor.mirror import (
     TapView,
     concerns,
     ended_why,
-    first_speed,
+    first_pace,
     pace,
 )
 from host_agent.hypervisor.qmp import Monitor
@@ -244,8 +244,8 @@ class Mirroring:
             node = await machine.find_node(self._means.monitor, self.spec.node)
             await tap.act("begin", size=node.size)
             export = {"socket": self._means.nbd_socket, "name": self.spec.disk}
-            speed = first_speed(view.ring_bytes, self._means.copy_limit())
-            await machine.start(self._means.monitor, self.names, self.spec.node, export, speed)
+            begin = first_pace(view.ring_bytes, self._means.copy_limit())
+            await machine.start(self._means.monitor, self.names, self.spec.node, export, begin)
         except HoldfastError:
             self._mirror.on_start_failed(time.monotonic())
             raise

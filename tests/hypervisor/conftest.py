@@ -24,7 +24,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def place(folder: Path) -> Iterator[Place]:
     """A site with ingest, tap and agent that run, a small ring, and a disk that nobody serves."""
-    with made_place(folder, disk_bytes=48 * MIB) as made:
+    with made_place(folder, disk_bytes=24 * MIB) as made:
         config = made.site.setup.path("agent.toml")
         config.write_text(config.read_text() + "ring_mib = 16\n")
         made.site.start_ingest()

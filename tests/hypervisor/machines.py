@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from host_agent.control import client
 from infra.demo.processes import Process, Processes, program, wait_until
 from infra.demo.report import DemoFailed
 from infra.demo.site import GROUP, json_output
@@ -24,13 +25,15 @@ class Daemon:
 
     def __init__(self, processes: Processes, folder: Path, disk: Path) -> None:
         self.disk = disk
-        self.qmp, self.nbd = folder / "qmp", folder / "guest.nbd"
+        self.qmp, self.other_qmp = folder / "qmp", folder / "qmp2"
+        self.nbd = folder / "guest.nbd"
         self._processes = processes
         self.process: Process | None = None
 
     def start(self) -> None:
         """Run it until it answers."""
-        for path in (self.qmp, self.nbd):
+        places = (self.qmp, self.other_qmp, self.nbd)
+        for path in places:
             path.unlink(missing_ok=True)
         argv: list[str | Path] = [
             *(program("qemu-storage-daemon"), "--blockdev"),
@@ -38,6 +41,8 @@ class Daemon:
             *("--blockdev", f"driver=raw,node-name={NODE},file=file0,discard=unmap"),
             *("--chardev", f"socket,id=q,path={self.qmp},server=on,wait=off"),
             *("--monitor", "chardev=q"),
+            *("--chardev", f"socket,id=q2,path={self.other_qmp},server=on,wait=off"),
+            *("--monitor", "chardev=q2"),
             *("--nbd-server", f"addr.type=unix,addr.path={self.nbd}"),
             *("--export", f"type=nbd,id=guest,node-name={NODE},name=guest,writable=on"),
         ]
@@ -79,8 +84,10 @@ class Commands:
             if "error" in answer:
                 raise DemoFailed(str(answer["error"]))
 
-    def close(self) -> None:
-        """Hang up."""
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._socket.close()
 
@@ -96,11 +103,33 @@ def detach(place: Place, *options: str) -> None:
     json_output(place.site.agent_command("detach", GROUP, DISK, "--json", *options))
 
 
+def group(place: Place) -> dict[str, Any]:
+    """What the agent says of the group, asked without a process for each question."""
+    answer = client.ask(place.site.setup.path("agent") / "agent.sock", {"do": "status"})
+    found = next(one for one in answer["groups"] if one["group"] == GROUP)
+    return dict(found)
+
+
 def mirror(place: Place) -> dict[str, Any]:
-    """What status says of the mirror."""
-    found = place.site.status()["mirrors"]
+    """What the agent says of the mirror."""
+    found = group(place)["mirrors"]
     assert len(found) == 1, found
     return dict(found[0])
+
+
+def tap_disk(place: Place) -> dict[str, Any]:
+    """What the tap counts for the disk."""
+    found = group(place)["tap"]["disks"]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+def limit_syncs(place: Place, mbit: int) -> None:
+    """Limit what a copy may have, megabits a second."""
+    client.ask(
+        place.site.setup.path("agent") / "agent.sock",
+        {"do": "limit", "group": GROUP, "sync": mbit},
+    )
 
 
 def wait_health(place: Place, health: str, seconds: float = 60) -> dict[str, Any]:
@@ -109,11 +138,30 @@ def wait_health(place: Place, health: str, seconds: float = 60) -> dict[str, Any
     while (now := mirror(place))["health"] != health:
         if time.monotonic() > deadline:
             raise DemoFailed(f"The mirror did not become {health} in {seconds:g} s: {now}")
-        time.sleep(0.1)
+        time.sleep(0.02)
     return now
 
 
 def wait_protected(place: Place, seconds: float = 60) -> dict[str, Any]:
     """Wait until the mirror is confirmed and all is stored; the group's status."""
-    wait_health(place, "mirrored", seconds)
-    return place.drain(seconds)
+    deadline = time.monotonic() + seconds
+    while True:
+        now = group(place)
+        is_mirrored = all(one["health"] == "mirrored" for one in now["mirrors"])
+        if is_mirrored and now["state"] == "recording" and now["stored"] == now["head"]:
+            return now
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"The disk was not protected within {seconds:g} s: {now}")
+        time.sleep(0.05)
+
+
+def wait_copying(place: Place, at_least: int, seconds: float = 30) -> dict[str, Any]:
+    """Wait until the initial sync has brought so many bytes and is not over; how it is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = mirror(place)
+        if now["job"] is not None and now["job"]["done_bytes"] >= at_least:
+            assert now["health"] == "syncing", now
+            return now
+        time.sleep(0.05)
+    raise DemoFailed(f"The sync did not come that far: {mirror(place)}")
