@@ -80,8 +80,8 @@ async def find_node(monitor: Monitor, name: str) -> Node:
     )
 
 
-async def look(monitor: Monitor, names: Names) -> QemuView:
-    """What the machine has of ours; QmpGone."""
+async def look(monitor: Monitor, names: Names, node: str) -> QemuView:
+    """What the machine has of ours, for its disk `node`; QmpGone."""
     jobs = await monitor.execute("query-block-jobs")
     told = await monitor.execute("query-named-block-nodes", flat=True)
     by_name = {one.get("node-name"): one for one in told}
@@ -89,14 +89,18 @@ async def look(monitor: Monitor, names: Names) -> QemuView:
     has_target = names.target in by_name
     if job is None:
         return QemuView(None, has_target)
-    return QemuView(Job.of(job, _dirty(by_name.get(names.filter))), has_target)
+    places = [by_name[name] for name in (names.filter, node) if name in by_name]
+    return QemuView(Job.of(job, _dirty(places)), has_target)
 
 
-def _dirty(top: Fields | None) -> int | None:
-    """Bytes in the job's own map of what is missing; it has no name and lies on the job's node."""
-    maps = (top or {}).get("dirty-bitmaps", [])
-    counts = [int(one.get("count", 0)) for one in maps if not one.get("name")]
-    return counts[0] if len(counts) == 1 else None
+def _dirty(told: list[Fields]) -> int | None:
+    """Bytes in the job's own map of what is missing; None where QEMU does not show it.
+
+    It has no name, and lies on the job's node or on the disk's, by the version of QEMU.
+    """
+    maps = [found for one in told for found in one.get("dirty-bitmaps") or []]
+    counts = [int(found.get("count", 0)) for found in maps if not found.get("name")]
+    return sum(counts) if counts else None
 
 
 async def start(monitor: Monitor, names: Names, node: str, export: Fields, pace: Pace) -> None:

@@ -105,9 +105,9 @@ class Job:
         )
 
     @property
-    def is_halted(self) -> bool:
-        """Whether it met an error, or somebody paused it."""
-        return self.is_paused or self.io_status != "ok"
+    def is_failed(self) -> bool:
+        """Whether it met an error, and waits to be resumed."""
+        return self.io_status != "ok"
 
     @property
     def is_ending(self) -> bool:
@@ -115,13 +115,19 @@ class Job:
         return self.status in ("waiting", "pending", "aborting", "concluded", "undefined", "null")
 
     @property
-    def is_clean(self) -> bool:
-        """Whether it has brought everything, and brings each write before the machine hears of it.
+    def has_map_empty(self) -> bool:
+        """Whether nothing waits to be brought. What is on its way may still fail."""
+        return (self.length == self.done) if self.dirty is None else self.dirty == 0
 
-        Writes that are on their way count as not done, so under load the bytes alone never agree.
+    @property
+    def has_all_brought(self) -> bool:
+        """Whether nothing waits and nothing of what it copied is on its way.
+
+        Writes of the machine that are on their way count as not done, so under load the bytes never
+        agree. A job that stands paused has finished all its own copying, and the map is the truth.
         """
-        missing = self.length - self.done if self.dirty is None else self.dirty
-        return self.is_ready and not self.is_halted and not self.is_ending and missing == 0
+        is_standing = self.status == "standby"
+        return self.has_map_empty and (is_standing or self.length == self.done)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ class Act(Enum):
     RESUME = "resume"
     CANCEL = "cancel"
     REMOVE_TARGET = "remove the target"
+    PAUSE = "pause"
     CONFIRM = "confirm"
     NUDGE = "nudge"
 
@@ -185,17 +192,34 @@ class Mirror:
             return Step(Act.WAIT, UNPROTECTED, "the mirror job is ending")
         if tap.needs == "all":
             return Step(Act.CANCEL, SYNCING, f"the whole disk is needed again ({tap.cause})")
-        if job.is_halted:
-            return self._halted(tap, job, now)
-        if not job.is_clean:
+        if job.is_failed:
+            return self._resume(tap, "the mirror job met an error", now)
+        if job.is_paused:
+            return self._paused(tap, job, now)
+        if not (job.is_ready and job.has_map_empty):
             self._unconnected_since = None
             return Step(Act.WAIT, SYNCING, "QEMU copies what is missing", is_lost=False)
         if tap.clients != 1:
             return self._unconnected(tap, now)
         self._unconnected_since = None
+        if tap.needs == "nothing" or job.has_all_brought:
+            return self._confirm()
+        return Step(Act.PAUSE, SYNCING, "QEMU ends what is on its way", is_lost=False)
+
+    def _confirm(self) -> Step:
         self._starts = self._resumes = 0
         self.ended = None
         return Step(Act.CONFIRM, MIRRORED, "every write is mirrored", is_lost=False)
+
+    def _paused(self, tap: TapView, job: Job, now: float) -> Step:
+        """By us, so that what is on its way ends, or by somebody. Writes are mirrored still."""
+        if tap.needs == "nothing":
+            return Step(Act.RESUME, MIRRORED, "every write is mirrored", is_lost=False)
+        if job.status in ("ready", "running"):
+            return Step(Act.WAIT, SYNCING, "QEMU ends what is on its way", is_lost=False)
+        if job.has_all_brought and tap.clients == 1:
+            return self._confirm()
+        return self._resume(tap, "the mirror job is paused", now)
 
     def _without_job(self, tap: TapView, qemu: QemuView, now: float) -> Step:
         why = self.ended or "the machine has no mirror yet"
@@ -211,8 +235,7 @@ class Mirror:
         self._unconnected_since = None
         return Step(Act.START, UNPROTECTED, why)
 
-    def _halted(self, tap: TapView, job: Job, now: float) -> Step:
-        why = "the mirror job met an error" if job.io_status != "ok" else "the mirror job is paused"
+    def _resume(self, tap: TapView, why: str, now: float) -> Step:
         if tap.state == "dirty" or tap.fill > _RESUME_FILL_MAX:
             return Step(Act.WAIT, UNPROTECTED, f"{why}; waits for the stream ({tap.cause})")
         if now < self._resume_at:

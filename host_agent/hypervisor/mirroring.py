@@ -100,6 +100,8 @@ class Mirroring:
         self._since = time.time()
         self._job: Job | None = None
         self._refused = 0
+        self._losses = 0
+        self._lost: Fields | None = None
         self.failure: HoldfastError | None = None
         self._stop_listening = means.monitor.listen(self._on_event)
 
@@ -125,6 +127,8 @@ class Mirroring:
                 "bytes_per_second_max": job.speed,
             },
             "refused_writes": self._refused,
+            "losses": self._losses,
+            "last_loss": self._lost,
             "failure": self.failure.as_dict() if self.failure else None,
         }  # fmt: skip
 
@@ -172,7 +176,7 @@ class Mirroring:
         # when QEMU has been asked does the tap take a confirmation.
         view = await tap.act("look")
         await self._identify()
-        qemu = await machine.look(self._means.monitor, self.names)
+        qemu = await machine.look(self._means.monitor, self.names, self.spec.node)
         self._job, self._refused = qemu.job, view.refused
         step = self._mirror.decide(view, qemu, time.monotonic())
         self._be(step, None)
@@ -219,6 +223,9 @@ class Mirroring:
             _log.log(level, "disk %s: %s: %s", self.spec.disk, step.health, step.why)
         if step.health != self._step.health:
             self._since = time.time()
+            if self._step.health == MIRRORED:
+                self._losses += 1
+                self._lost = {"at": round(self._since, 3), "why": step.why}
         self._step, self.failure = step, failure
 
     async def _do(self, step: Step, tap: TapMirror, view: TapView, qemu: QemuView) -> None:
@@ -234,8 +241,12 @@ class Mirroring:
                 await monitor.execute("blockdev-del", **{"node-name": names.target})
             case Act.NUDGE:
                 await machine.nudge(monitor, names)
+            case Act.PAUSE:
+                await monitor.execute("block-job-pause", device=names.job)
             case Act.CONFIRM:
                 await tap.act("confirm", round=view.round, for_ms=CONFIRM_MS)
+                if qemu.job is not None and qemu.job.is_paused:
+                    await monitor.execute("block-job-resume", device=names.job)
             case Act.WAIT if qemu.job is not None and step.health == SYNCING:
                 await self._pace(qemu.job, view)
 
@@ -274,7 +285,7 @@ class Mirroring:
         monitor, names = self._means.monitor, self.names
         deadline = time.monotonic() + _END_SECONDS
         while True:
-            qemu = await machine.look(monitor, names)
+            qemu = await machine.look(monitor, names, self.spec.node)
             if qemu.job is None and not qemu.has_target:
                 return
             if time.monotonic() > deadline:
