@@ -23,8 +23,9 @@ _START_SECONDS_MAX = 30.0
 #: A mirror without a connection gets a nudge this often, and is begun again after that long.
 _NUDGE_SECONDS = 1.0
 _UNCONNECTED_SECONDS = 15.0
-#: A job is resumed only when so much of the ring is free: else its first writes fill it again.
-_RESUME_FILL_MAX = 0.5
+#: A job is resumed only when the ring is filled no more than that: once ready, QEMU copies what is
+#: missing as fast as it can, whatever speed the job has.
+_RESUME_FILL_MAX = 0.25
 
 MIRRORED, SYNCING, UNPROTECTED = "mirrored", "syncing", "unprotected"
 
@@ -169,6 +170,7 @@ class Mirror:
         self._starts = 0
         self._resume_at = 0.0
         self._resumes = 0
+        self._missing = 0
         self._unconnected_since: float | None = None
         self._nudged_at = 0.0
         self.ended: str | None = None
@@ -193,7 +195,7 @@ class Mirror:
         if tap.needs == "all":
             return Step(Act.CANCEL, SYNCING, f"the whole disk is needed again ({tap.cause})")
         if job.is_failed:
-            return self._resume(tap, "the mirror job met an error", now)
+            return self._resume(tap, job, "the mirror job met an error", now)
         if job.is_paused:
             return self._paused(tap, job, now)
         if not (job.is_ready and job.has_map_empty):
@@ -219,7 +221,7 @@ class Mirror:
             return Step(Act.WAIT, SYNCING, "QEMU ends what is on its way", is_lost=False)
         if job.has_all_brought and tap.clients == 1:
             return self._confirm()
-        return self._resume(tap, "the mirror job is paused", now)
+        return self._resume(tap, job, "the mirror job is paused", now)
 
     def _without_job(self, tap: TapView, qemu: QemuView, now: float) -> Step:
         why = self.ended or "the machine has no mirror yet"
@@ -235,11 +237,17 @@ class Mirror:
         self._unconnected_since = None
         return Step(Act.START, UNPROTECTED, why)
 
-    def _resume(self, tap: TapView, why: str, now: float) -> Step:
+    def _resume(self, tap: TapView, job: Job, why: str, now: float) -> Step:
+        missing = job.length - job.done if job.dirty is None else job.dirty
+        if missing < self._missing:
+            # It stopped because the ring was full again, and brought a ring's worth before.
+            self._resumes, self._resume_at = 0, min(self._resume_at, now)
+            self._missing = missing
         if tap.state == "dirty" or tap.fill > _RESUME_FILL_MAX:
             return Step(Act.WAIT, UNPROTECTED, f"{why}; waits for the stream ({tap.cause})")
         if now < self._resume_at:
             return Step(Act.WAIT, UNPROTECTED, why)
+        self._missing = missing
         self._resume_at = now + min(_RESUME_SECONDS_MAX, _RESUME_SECONDS * 2**self._resumes)
         self._resumes = min(self._resumes + 1, 16)
         return Step(Act.RESUME, UNPROTECTED, why)

@@ -100,6 +100,7 @@ class Mirroring:
         self._since = time.time()
         self._job: Job | None = None
         self._refused = 0
+        self._cancelled_because: str | None = None
         self._losses = 0
         self._lost: Fields | None = None
         self.failure: HoldfastError | None = None
@@ -138,7 +139,8 @@ class Mirroring:
             self._wake.set()
             return
         if (why := ended_why(event, self.names.job)) is not None:
-            self._mirror.ended = why
+            self._mirror.ended = self._cancelled_because or why
+            self._cancelled_because = None
         if concerns(event, self.names.job):
             self._wake.set()
 
@@ -236,6 +238,7 @@ class Mirroring:
             case Act.RESUME:
                 await monitor.execute("block-job-resume", device=names.job)
             case Act.CANCEL:
+                self._cancelled_because = step.why
                 await monitor.execute("block-job-cancel", device=names.job, force=True)
             case Act.REMOVE_TARGET:
                 await monitor.execute("blockdev-del", **{"node-name": names.target})
