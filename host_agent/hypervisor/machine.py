@@ -11,6 +11,8 @@ from host_agent.hypervisor.qmp import Monitor
 
 Fields = dict[str, Any]
 
+#: QEMU's map of what is missing: what a small write costs when it has to be brought again.
+_GRAIN_BYTES = 4096
 #: What QEMU answers where no uuid was given.
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -129,6 +131,7 @@ async def start(monitor: Monitor, names: Names, node: str, export: Fields, pace:
             "on-target-error": "stop",
             "on-source-error": "stop",
             "filter-node-name": names.filter,
+            "granularity": _GRAIN_BYTES,
             "speed": pace.speed,
             "buf-size": pace.piece,
         },

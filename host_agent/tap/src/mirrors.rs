@@ -62,13 +62,6 @@ impl Mirrors {
         }
     }
 
-    /// A write was refused.
-    pub fn refused(&mut self, number: u16) {
-        if let Some(mirror) = self.disks.get_mut(&number) {
-            mirror.refused += 1;
-        }
-    }
-
     /// When the first confirmation ends by itself.
     pub fn deadline_ns(&self) -> Option<u64> {
         self.disks.values().filter_map(|mirror| mirror.confirmed).map(|(_, until)| until).min()
@@ -93,11 +86,23 @@ impl Mirrors {
 impl Stream {
     /// The mirror may miss writes from now on: until it is confirmed nothing is consistent.
     pub fn mirror_lost(&mut self, number: u16, now: u64) {
+        self.lose(number, Cause::MirrorLost, now);
+    }
+
+    /// A write did not fit into the ring: QEMU has to bring it again.
+    pub fn mirror_refused(&mut self, number: u16, now: u64) {
+        if let Some(mirror) = self.mirrors.disks.get_mut(&number) {
+            mirror.refused += 1;
+        }
+        self.lose(number, Cause::RingFull, now);
+    }
+
+    fn lose(&mut self, number: u16, cause: Cause, now: u64) {
         let Some(mirror) = self.mirrors.disks.get_mut(&number) else { return };
         mirror.round += 1;
         mirror.confirmed = None;
         if self.state() == State::Recording {
-            self.begin(Some(Cause::MirrorLost), now);
+            self.begin(Some(cause), now);
         }
     }
 

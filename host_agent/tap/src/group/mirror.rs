@@ -10,7 +10,7 @@ use crate::error::TapError;
 use crate::nbd::conn::End;
 use crate::nbd::request::Command;
 use crate::nbd::Errno;
-use crate::record::Op as RecordOp;
+use crate::record::{Op as RecordOp, PIECE_BYTES};
 use crate::stream::State;
 
 const EXTENT_DATA: u32 = 0;
@@ -51,7 +51,11 @@ impl Core {
         let header = &request.header;
         let Some(stream) = &mut self.stream else { return false };
         let length = header.length as usize;
-        if stream.state() != State::Dirty {
+        let payload = if header.command == Command::Write { length } else { 0 };
+        let pieces = payload.div_ceil(PIECE_BYTES).max(1) as u64;
+        // Nothing is lost here when it does not fit: the stream need not become dirty for it.
+        let is_room = stream.ring.has_room(pieces, payload as u64);
+        if is_room && stream.state() != State::Dirty {
             match (header.command, data) {
                 (Command::Write, Data::Slice(bytes)) => {
                     stream.write(number, header.offset, bytes, 0, now);
@@ -66,10 +70,9 @@ impl Core {
                 _ => stream.note(RecordOp::Zero, number, header.offset, header.length, 0, now),
             }
         }
-        // What did not fit made the stream dirty.
-        let is_in = stream.state() != State::Dirty;
+        let is_in = is_room && stream.state() != State::Dirty;
         if !is_in {
-            stream.mirrors.refused(number);
+            stream.mirror_refused(number, now);
         }
         let Some(disk) = self.disks.get_mut(request.disk) else { return false };
         match header.command {
