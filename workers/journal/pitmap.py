@@ -82,6 +82,12 @@ def build_map(journal: Journal, point: Point, seal: MapSeal, path: Path | None =
         return cells.write(seal, path)
 
 
+def disks_of(journal: Journal, point: Point) -> list[tuple[str, int]]:
+    """Name and size in bytes of each disk of a point, in the order of its map."""
+    sizes = journal.timeline.disks_at(point.row)
+    return [(journal.timeline.disk_names[disk], sizes[disk]) for disk in sorted(sizes)]
+
+
 class Cells:
     """The map of a point, cell by cell. For several threads. A context manager."""
 
@@ -89,8 +95,7 @@ class Cells:
         self._journal = journal
         self.line: Lineage = lineage(journal, point)
         sizes = journal.timeline.disks_at(point.row)
-        #: Name and size of each disk, in the order of the map.
-        self.disks = [(journal.timeline.disk_names[disk], sizes[disk]) for disk in sorted(sizes)]
+        self.disks = disks_of(journal, point)
         self._sources = Sources(journal, self.line, sizes, point.row)
         self.bounds = self._sources.cut(CELL_WRITES)
         self._lock = threading.Lock()

@@ -33,7 +33,7 @@ NO_FRAME = np.uint32((1 << 32) - 1)
 #: Rows that are looked at together while they are put into cells.
 BATCH_ROWS = 512 * 1024
 
-_SAMPLES = 256 * 1024
+_SAMPLES = 64 * 1024
 _CELLS_MAX = (1 << 16) - 1
 _SHIFT = np.uint64(DISK_SHIFT)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from host_agent.wire.failpoints import failpoint
+from workers.journal.pitmap import disks_of
 from workers.journal.points import Point
 from workers.journal.reader import Journal
 from workers.journal.selectors import format_time
@@ -102,31 +104,33 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
     with ExitStack() as stack:
         ended = stack.enter_context(_signals())
         options.progress.start("map", None, "records")
-        found = LiveMap(journal, point, options.cache)
-        stack.callback(found.close)
+        # Beside the tap's start, which stays in this thread: the tap ends when its thread does.
+        maker = stack.enter_context(ThreadPoolExecutor(1, "holdfast-map"))
+        coming = maker.submit(LiveMap, journal, point, options.cache)
+        stack.callback(_close, coming)
         _claim_folder(options.socket_dir, scratch)
         failpoint("serve_after_folder_before_tap")
         stack.callback(_clear, options.socket_dir)
         tap = stack.enter_context(TapProcess(options.socket_dir))
         assert tap.control is not None
         disks, group_socket = [], ""
-        for disk in found.disks:
+        for name, size in disks_of(journal, point):
             answer = tap.control.call(
                 "recover",
                 {
                     "group": _GROUP,
-                    "disk": disk.name,
-                    "path": str((scratch / f"{disk.name}.raw").absolute()),
-                    "size": disk.size,
+                    "disk": name,
+                    "path": str((scratch / f"{name}.raw").absolute()),
+                    "size": size,
                     "block_size": _BLOCK_BYTES,
                 },
             )
-            disks.append(_served_disk(disk.name, disk.size, answer))
+            disks.append(_served_disk(name, size, answer))
             group_socket = str(answer["stream_socket"])
         if not disks:
             raise TapFailed("The stream has no disks at that moment.")
         failpoint("serve_after_disks_before_provider")
-        provider = Provider(journal, found, Path(group_socket))
+        provider = Provider(journal, coming.result(), Path(group_socket))
         stack.callback(provider.close)
         stream = f"{journal.identity.group}/{journal.identity.host}"
         served = Served(stream, point, disks, tap, provider)
@@ -135,6 +139,12 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
             provider.fill_behind()
         failpoint("serve_after_provider_before_told")
         yield served
+
+
+def _close(coming: Future[LiveMap]) -> None:
+    """Close a map that was made, or is being made."""
+    if coming.exception() is None:
+        coming.result().close()
 
 
 def _served_disk(name: str, size: int, answer: dict[str, Any]) -> ServedDisk:
