@@ -34,7 +34,7 @@ from host_agent.control.taps import TapDoor, TapHost
 from host_agent.stream import link
 from host_agent.stream.copies import RingShare
 from host_agent.stream.drain import Drain
-from host_agent.stream.parts import Buckets, Means, StreamSettings
+from host_agent.stream.parts import Buckets, Means, SpoolSettings, StreamSettings
 from host_agent.stream.ports import Link
 from host_agent.stream.stream import Doors, Stream
 from host_agent.wire import limits
@@ -126,12 +126,20 @@ class Agent:
             software=f"holdfast-agent {__version__}",
             commit_seconds=group.commit_seconds,
             frame_bytes_max=max(_FRAME_BYTES_MIN, min(limits.FRAME_PLAIN_BYTES_MAX, share)),
+            spool=self._spool(group),
         )
         now = self._means.clock.monotonic()
         buckets = Buckets(group.replication_rate, group.sync_rate, now)
         stream = Stream(settings, doors, self._means, buckets, watcher)
         stream.is_paused = self._state.is_paused(group.name)
         return stream
+
+    def _spool(self, group: GroupConfig) -> SpoolSettings | None:
+        """A group with several journals has none: the ring waits for the slowest of them."""
+        spool = self.config.spool
+        if spool is None or len(group.copies - {ANALYSER}) != 1:
+            return None
+        return SpoolSettings(spool.path, spool.bytes)
 
     async def _dial(self, ingest: IngestConfig, address: int) -> Link:
         credentials = link.Credentials(ingest.ca_file, ingest.certificate_file, ingest.key_file)

@@ -64,6 +64,14 @@ class GroupConfig:
 
 
 @dataclass(frozen=True)
+class SpoolConfig:
+    """Where sealed frames wait while the line is down: a folder, and bytes for each group."""
+
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """The whole file."""
 
@@ -76,6 +84,7 @@ class AgentConfig:
     journal: IngestConfig | None
     tap: TapConfig
     groups: tuple[GroupConfig, ...]
+    spool: SpoolConfig | None = None
 
     def group(self, name: str) -> GroupConfig | None:
         """The group of that name, or None."""
@@ -121,6 +130,7 @@ def parse_config(text: str, path: Path) -> AgentConfig:
         journal=_ingest(top.table("journal")) if "journal" in top else None,
         tap=_tap(top.table("tap"), state_dir),
         groups=_groups(top.table("groups")),
+        spool=_spool(top.table("spool")) if "spool" in top else None,
     )
     top.end()
     _check_journal(config)
@@ -167,6 +177,15 @@ def _tap(table: _Table, state_dir: Path) -> TapConfig:
         state_dir=table.path("state_dir", state_dir / "tap"),
         autostart=table.flag("autostart", False),
         binary=table.file("binary") if "binary" in table else None,
+    )
+    table.end()
+    return config
+
+
+def _spool(table: _Table) -> SpoolConfig:
+    config = SpoolConfig(
+        path=table.path("path"),
+        bytes=int(table.number("mib", 64, 16 * 1024 * 1024, 1024)) << 20,
     )
     table.end()
     return config

@@ -62,6 +62,7 @@ def _group(group: Fields) -> list[str]:
         ("positions", _positions(group)),
         ("lag", f"{size(group['lag']['bytes'])}, {_count(group['lag']['records'])} records"),
         ("ring", _ring(group["ring"])),
+        ("spool", _spool(group["spool"])),
         ("sync", _sync(group["sync"])),
         ("sending", _sending(group)),
         ("ingest", _ingest(group["ingest"])),
@@ -99,6 +100,15 @@ def _ring(ring: Fields | None) -> str:
     if not ring:
         return ""
     return f"{ring['fill']:.0%} of {size(ring['bytes'])}"
+
+
+def _spool(spool: Fields | None) -> str:
+    if not spool or not (spool["last"] or spool["failure"]):
+        return ""
+    text = f"{size(spool['bytes'])} of {size(spool['capacity_bytes'])} wait on this host's disk"
+    if spool["age_seconds"] is not None:
+        text += f", the oldest {duration(spool['age_seconds'])} old"
+    return f"{text}; {spool['failure']['message']}" if spool["failure"] else text
 
 
 def _sync(sync: Fields | None) -> str:

@@ -71,7 +71,8 @@ def _describe_drain(group: Group) -> Fields:
     """A group without a durable copy: its writes are seen and given back."""
     failure = group.drain.failure if group.drain else None
     nothing = ("cause", "generation", "head", "sent", "received", "rpo_seconds", "safe_time",
-               "held_up_by", "held_up_why", "ring", "sync", "last_comparison", "alert")  # fmt: skip
+               "held_up_by", "held_up_why", "ring", "sync", "last_comparison", "spool",
+               "alert")  # fmt: skip
     return {
         **dict.fromkeys(nothing),
         "group": group.config.name,
@@ -120,6 +121,7 @@ async def _describe_copy(group: Group, stream: Stream, facts: Fields, means: Mea
         "ring": _ring(stream),
         "sync": _sync(stream, facts, now),
         "last_comparison": _comparison(stream.figures.sync.last),
+        "spool": _spool(stream, means),
         "ingest": {"address": stream.address, "epoch": stream.epoch},
         "rates": _rates(stream, now),
         "limits": _limits(stream),
@@ -202,6 +204,28 @@ def _sync(stream: Stream, facts: Fields, now: float) -> Fields | None:
         "bytes_per_second": round(sync.rate.value(now)) if sync.began_at is not None else 0,
         "eta_seconds": None if eta is None else round(eta, 1),
         "cannot_end": sync.why_endless(now),
+    }
+
+
+def _spool(stream: Stream, means: Means) -> Fields | None:
+    """What waits on this host's disk; None without a spool."""
+    ring, spooler = stream.ring, stream.spooler
+    failure = stream.spool_failure or (spooler.failure if spooler else None)
+    if ring is None or (ring.spool is None and failure is None):
+        return None
+    spool, oldest = ring.spool, None
+    if spool is not None:
+        with contextlib.suppress(HoldfastError):
+            oldest = spool.oldest_time()
+    age = None if oldest is None else max(0.0, (means.clock.wall_ns() - oldest) / 1e9)
+    return {
+        "bytes": spool.used_bytes if spool else 0,
+        "capacity_bytes": spool.capacity_bytes if spool else 0,
+        "first": spool.first if spool else 0,
+        "last": spool.last if spool else 0,
+        "age_seconds": None if age is None else round(age, 1),
+        "usable": spool is not None and spool.is_usable,
+        "failure": failure.as_dict() if failure else None,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from host_agent.control.errors import TapNotRunning
 from host_agent.stream.errors import NotAttached, TapGone
+from host_agent.stream.ledger import Freed
 from host_agent.stream.ports import Look, RingOpened, SyncStep, TapState, ToRead
 from host_agent.wire import limits, tapctl
 from host_agent.wire.errors import WireError
@@ -226,6 +227,16 @@ class TapStream:
     async def free(self, seq: int, anchor: int, anchor_hash: bytes) -> None:
         """Give back everything up to `seq`."""
         await self.channel.call("free", seq=seq, anchor=anchor, anchor_hash=anchor_hash.hex())
+
+    async def free_spooled(self, freed: Freed, stored: int) -> None:
+        """Give ring space back that is spooled; marks stay for what is not stored."""
+        await self.channel.call(
+            "free",
+            seq=freed.seq,
+            anchor=freed.anchor,
+            anchor_hash=freed.anchor_hash.hex(),
+            stored=stored,
+        )
 
     async def sync(self, limit: int) -> SyncStep:
         """Have up to `limit` bytes of disks read into the ring."""

@@ -21,6 +21,7 @@ from host_agent.stream.ports import Link
 from host_agent.stream.prepare import Prepared, Preparer
 from host_agent.stream.readback import Readback
 from host_agent.stream.signals import Signal, run_together
+from host_agent.stream.spooling import give_back
 from host_agent.stream.syncing import Journal, SyncDriver
 from host_agent.wire.errors import WireError
 from host_agent.wire.failpoints import failpoint
@@ -127,7 +128,8 @@ class Connection:
         while True:
             await self._records_ready()
             make = partial(self._preparer.prepare, self._ring.state.head, self._bounds())
-            frame = await self._means.offload(make)
+            async with self._ring.reading:
+                frame = await self._means.offload(make)
             self._behind = frame.last_seq < self._ring.state.head
             self._sync.on_prepared(frame)
             while self._ready is not None:
@@ -341,6 +343,5 @@ class Connection:
                 await self._freeing.wait()
                 continue
             freed, self._to_free = self._to_free, None
-            self._ring.note_freed(freed)
-            await self._ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
+            await give_back(self._ring, freed, self._means)
             failpoint("stored_after_free_before_next")

@@ -93,3 +93,15 @@ class NotComparable(HoldfastError):
     """What the journal holds of a disk is not known, so that everything is sent."""
 
     code = "not_comparable"
+
+
+class SpoolFailed(HoldfastError):
+    """The spool's disk refused something: it takes nothing more in this run."""
+
+    code = "spool_failed"
+
+
+class SpoolFull(HoldfastError):
+    """The spool has no room. The ring fills, and the stream becomes dirty."""
+
+    code = "spool_full"

@@ -48,7 +48,7 @@ def _hello(ring: OpenRing, shared: Shared) -> Hello:
         host=identity.host,
         generation=ring.generation.hex(),
         predecessor=predecessor.hex() if predecessor else None,
-        freed=ring.freed,
+        freed=ring.held,
         head=ring.state.head,
         key=msgspec.json.decode(ring.key.wrapped, type=dict[str, object]),
         commit_seconds=shared.settings.commit_seconds,
@@ -57,16 +57,23 @@ def _hello(ring: OpenRing, shared: Shared) -> Hello:
 
 async def begin(ring: OpenRing, welcome: Welcome, shared: Shared) -> tuple[Preparer, Freed]:
     """Where frames begin, and what is stored before; JournalDiffers, WireError or RingDamaged."""
-    position = RingPosition(ring.generation, ring.freed, ring.state.head)
+    position = RingPosition(ring.generation, ring.held, ring.state.head)
     resume = judge_welcome(welcome, position)
     start = Begin(
-        ring.anchor, ring.anchor_hash, resume.first, resume.verify, resume.state, shared.watch
+        ring.anchor,
+        ring.anchor_hash,
+        resume.first,
+        resume.verify,
+        resume.state,
+        shared.watch,
+        ring.spool,
     )
     salt = shared.means.random.bytes(32)
     identity = shared.settings.identity
-    preparer = await shared.means.offload(
-        lambda: make_preparer(ring.file, identity, ring.key, salt, start)
-    )
+    async with ring.reading:
+        preparer = await shared.means.offload(
+            lambda: make_preparer(ring.file, identity, ring.key, salt, start)
+        )
     return preparer, Freed(resume.first - 1, *preparer.anchor)
 
 

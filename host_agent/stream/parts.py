@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from host_agent.stream.errors import RingChanged
 from host_agent.stream.ledger import Freed
@@ -12,6 +14,7 @@ from host_agent.stream.ports import Clock, DataKey, Offload, Random, RingOpened,
 from host_agent.stream.progress import Counters, Rate, RecoveryPoint, SyncProgress, Tally, Waits
 from host_agent.stream.ring import RingFile
 from host_agent.stream.signals import Signal
+from host_agent.stream.spool import Spool
 from host_agent.wire import limits
 from host_agent.wire.names import Identity
 from host_agent.wire.record import Records, State
@@ -21,6 +24,19 @@ Watch = Callable[[Records, bytes], None]
 
 Unwrap = Callable[[bytes, bytes], bytes]
 """The data key of a generation from its key object; WrongKey, BadKeyFile."""
+
+
+@dataclass(frozen=True)
+class SpoolSettings:
+    """Where a stream may put sealed frames while the line is down, and how many bytes of them.
+
+    It does so while the ring is fuller than `begin_at`, down to `end_at` (shares).
+    """
+
+    path: Path
+    bytes: int
+    begin_at: float = 0.5
+    end_at: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class StreamSettings:
     idle_wait_ms: int = 10_000
     sync_chunk_bytes: int = 4 * limits.MIB
     sync_ahead_bytes: int = 8 * limits.MIB
+    spool: SpoolSettings | None = None
 
     @property
     def linger_seconds(self) -> float:
@@ -108,11 +125,20 @@ class OpenRing:
     anchor: int
     anchor_hash: bytes
     changed: Signal = field(default_factory=Signal)
+    spool: Spool | None = None
+    #: Held by who reads ring or spool for the line, and by who moves from one to the other.
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def generation(self) -> bytes:
         """The generation that the ring is of."""
         return self.opened.generation
+
+    @property
+    def held(self) -> int:
+        """The position before the first that this host still has, in the spool or in the ring."""
+        first = self.spool.first if self.spool is not None else 0
+        return first - 1 if first else self.freed
 
     @property
     def wants_sync(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+from host_agent.stream.ledger import Freed
 from host_agent.wire.message import Message
 from host_agent.wire.record import State
 
@@ -96,6 +97,7 @@ class ComparingTap(Protocol):
     async def same(
         self, generation: bytes, begin: int, disk: str, ranges: list[tuple[int, int]]
     ) -> None: ...
+    async def free_spooled(self, freed: Freed, stored: int) -> None: ...
     async def force(self, disk: str | None) -> SyncStep: ...
     async def follow(self, cause: str, predecessor: bytes) -> bytes: ...
 

@@ -19,6 +19,7 @@ from host_agent.stream.errors import JournalDiffers, RingDamaged
 from host_agent.stream.parts import Watch
 from host_agent.stream.ports import DataKey
 from host_agent.stream.ring import RingFile, plain_records
+from host_agent.stream.spool import Spool
 from host_agent.wire.errors import WireError
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.message import pack_frame_head
@@ -70,6 +71,8 @@ class Preparer:
         watch: Watch | None = None,
     ) -> None:
         self._ring = ring
+        #: What the ring gave back and the line has not taken yet.
+        self.spool: Spool | None = None
         self._sealer = sealer
         self._running = running
         self._state = state
@@ -97,15 +100,10 @@ class Preparer:
     def prepare(self, head: int, bounds: FrameLimits) -> Prepared:
         """The next frame, of records up to `head` at most; RingDamaged."""
         first = self.next_seq
-        last = min(head, first + min(bounds.records, self._look) - 1)
-        entries = self._ring.entries(first, last)
-        entries = entries[: count_for_frame(entries, bounds)]
-        # Look as far as the last frame's size suggests, not at all that the ring has.
-        self._look = max(_LOOK_MIN, 2 * len(entries))
-        records = plain_records(entries)
-        payload = self._ring.payload(entries)
-        self._ring.check_current()
-        self._note_payload_end(entries)
+        if self.spool is not None and first <= self.spool.last:
+            records, payload = self.spool.take(first, bounds)
+        else:
+            records, payload = self._from_ring(first, head, bounds)
         markers = markers_of(records, payload)
         if self._watch is not None:
             self._watch(records, payload)
@@ -134,6 +132,18 @@ class Preparer:
             anchor_hash=self._running.anchor_hash,
         )
 
+    def _from_ring(self, first: int, head: int, bounds: FrameLimits) -> tuple[Records, bytes]:
+        last = min(head, first + min(bounds.records, self._look) - 1)
+        entries = self._ring.entries(first, last)
+        entries = entries[: count_for_frame(entries, bounds)]
+        # Look as far as the last frame's size suggests, not at all that the ring has.
+        self._look = max(_LOOK_MIN, 2 * len(entries))
+        records = plain_records(entries)
+        payload = self._ring.payload(entries)
+        self._ring.check_current()
+        self._note_payload_end(entries)
+        return records, payload
+
     def _note_payload_end(self, entries: Records) -> None:
         rows = entries[entries["payload_length"] > 0]
         if len(rows):
@@ -150,15 +160,21 @@ class Begin:
     verify: bytes | None
     state: State
     watch: Watch | None = None
+    spool: Spool | None = None
 
 
 def make_preparer(
     ring: RingFile, identity: Identity, key: DataKey, salt: bytes, begin: Begin
 ) -> Preparer:
     """A preparer from position `begin.first`; JournalDiffers if our hash before it is another."""
-    running = hash_at(ring, begin.anchor, begin.anchor_hash, begin.first - 1)
+    if begin.spool is not None and begin.first <= begin.spool.last:
+        running = begin.spool.hash_at(begin.first - 1)
+    else:
+        running = hash_at(ring, begin.anchor, begin.anchor_hash, begin.first - 1)
     ring.check_current()
     if begin.verify is not None and running.digest() != begin.verify:
         raise JournalDiffers(f"The journal's record hash at {begin.first - 1} is not the ring's.")
     sealer = FrameSealer(key.key, identity, ring.header.generation, salt)
-    return Preparer(ring, sealer, running, begin.state, begin.watch)
+    preparer = Preparer(ring, sealer, running, begin.state, begin.watch)
+    preparer.spool = begin.spool
+    return preparer

@@ -17,6 +17,7 @@ from host_agent.stream.errors import (
     NotAttached,
     NotComparable,
     RingChanged,
+    SpoolFailed,
     StreamPaused,
 )
 from host_agent.stream.greeting import begin, greet, say_goodbye
@@ -44,6 +45,7 @@ from host_agent.stream.ports import (
 from host_agent.stream.ring import RingFile
 from host_agent.stream.session import Decider, Renew, Reopen, Retry, Stop
 from host_agent.stream.signals import Signal, run_together
+from host_agent.stream.spooling import Spooler, give_back, open_spool
 from host_agent.stream.triggers import Trigger
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.failpoints import failpoint
@@ -85,6 +87,8 @@ class Stream:
         self.address: str | None = None
         self.epoch: int | None = None
         self.is_paused = False
+        self.spooler: Spooler | None = None
+        self.spool_failure: HoldfastError | None = None
         self._doors, self._means = doors, means
         self._shared = Shared(
             settings,
@@ -235,14 +239,35 @@ class Stream:
             return
         ring = self._open_ring(tap, opened)
         self.decider.on_opened()
-        self.figures.tally.on_ring(ring.generation, opened.freed, opened.head)
-        self.ring = ring
         try:
-            await run_together(self._watch(ring), self._connections(ring))
+            await self._open_spool(ring)
+            self.figures.tally.on_ring(ring.generation, ring.held, opened.head)
+            self.ring = ring
+            work = [self._watch(ring), self._connections(ring)]
+            if self.spooler is not None:
+                work.append(self.spooler.run())
+            await run_together(*work)
         finally:
             self.ring = None
             self.figures.recovery.forget()
             ring.file.close()
+            if ring.spool is not None:
+                ring.spool.close()
+
+    async def _open_spool(self, ring: OpenRing) -> None:
+        """A spool that cannot be used is shown; the stream goes on without it."""
+        self.spooler, wanted = None, self.settings.spool
+        try:
+            ring.spool = await self._means.offload(
+                lambda: open_spool(self.settings, ring, self._means)
+            )
+            self.spool_failure = None
+        except SpoolFailed as error:
+            self.spool_failure = error
+        if ring.spool is not None and wanted is not None:
+            self.spooler = Spooler(
+                ring, wanted, self._means, lambda: self.stored, lambda: self.connection is not None
+            )
 
     def _open_ring(self, tap: Tap, opened: RingOpened) -> OpenRing:
         try:
@@ -365,9 +390,8 @@ class Stream:
     async def _confirm(self, ring: OpenRing, freed: Freed) -> None:
         """The journal and the ring agree up to `freed.seq`: give that back."""
         self._set_stored(freed.seq)
-        if freed.seq > ring.freed:
-            ring.note_freed(freed)
-            await ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
+        if freed.seq > ring.held:
+            await give_back(ring, freed, self._means)
 
     def _on_stored(self, seq: int) -> None:
         self.decider.on_success()
