@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -16,17 +17,19 @@ from tests.model.store import MemoryStore
 from tests.model.workload import Shape, Workload
 from tests.restore.images import Images
 from tests.restore.replay import Moment, moments
-from workers.journal import indexfile, indexing
+from workers.journal import indexes, indexfile, indexing, pitmap
 from workers.journal.errors import PayloadDamaged
 from workers.journal.indexfile import IndexBuilder, parse_index
 from workers.journal.indexing import write_indexes
 from workers.journal.moment import open_at
 from workers.journal.paint import U64, Painted, paint
+from workers.journal.pitmap import get_map
 from workers.journal.points import list_points, resolve
 from workers.journal.reader import Journal, ReadOptions, open_journal
 from workers.journal.selectors import format_time
 from workers.journal.verify import verify
 from workers.restore.listing import summarise
+from workers.restore.livemap import LiveMap
 
 SHAPE = Shape({"root": 64, "data": 40}, operations=110, segment_chance=0.35, frame_chance=0.5,
               generation_chance=0.02)  # fmt: skip
@@ -40,6 +43,14 @@ def small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 4, 16 and 64 places, so that a small journal has several levels."""
     monkeypatch.setattr(indexfile, "SPAN", 4)
     monkeypatch.setattr(indexfile, "LEVELS", 3)
+    # And many sections, parts and cells, so that most writes lie in a part that is not read.
+    monkeypatch.setattr(indexfile, "SECTION_ENTRIES", 3)
+    monkeypatch.setattr(indexfile, "SECTION_ROWS", 5)
+    monkeypatch.setattr(indexfile, "SECTION_FRAMES", 2)
+    monkeypatch.setattr(indexing, "_PART_WRITES", 6)
+    monkeypatch.setattr(indexing, "_GRAIN", 512)
+    monkeypatch.setattr(indexes, "FRONT_BYTES", 1024)
+    monkeypatch.setattr(pitmap, "CELL_WRITES", 5)
 
 
 def build(seed: int, shape: Shape = SHAPE) -> tuple[JournalBuilder, MemoryStore]:
@@ -250,6 +261,74 @@ def test_data_behind_an_index_object_is_still_checked() -> None:
         del store.objects[name]
         with pytest.raises(PayloadDamaged):
             journal.open_payload(journal.frame(number), sealed)
+
+
+def test_a_cell_is_what_the_whole_map_says() -> None:
+    """Ranges looked up one by one, in any order, from cells made when asked for."""
+    builder, store = build(6)
+    write_indexes(store, builder.identity, builder.tenant_key)
+    rng = random.Random(3)
+    with opened(builder, store, BY_INDEX) as journal:
+        assert journal.blocks
+        point = resolve(journal, "latest-write")
+        live = LiveMap(journal, point)
+        with closing(live), closing(get_map(journal, point)) as whole:
+            for _ in range(300):
+                disk = rng.choice(live.disks)
+                offset = rng.randrange(disk.size)
+                length = rng.randrange(1, disk.size - offset + 1)
+                cells = joined(live.find(disk, offset, length).tolist())
+                assert cells == joined(whole.find(whole.disk(disk.name), offset, length).tolist())
+
+
+def joined(pieces: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Pieces with those that a cell's edge cut in two made whole."""
+    found: list[tuple[int, int, int, int]] = []
+    for start, length, frame, at in pieces:
+        if found:
+            before, size, number, first = found[-1]
+            if (before + size, number, first + size) == (start, frame, at):
+                found[-1] = (before, size + length, number, first)
+                continue
+        found.append((start, length, frame, at))
+    return found
+
+
+def test_only_the_parts_that_are_needed_are_read() -> None:
+    builder, store = build(2)
+    write_indexes(store, builder.identity, builder.tenant_key)
+    with opened(builder, store, BY_INDEX) as journal:
+        opened_sections = sum(len(kept) for b in journal.blocks for kept in b._kept.values())
+        assert opened_sections == 0
+        live = LiveMap(journal, resolve(journal, "latest-write"))
+        with closing(live):
+            live.find(live.disks[0], 0, 512)
+            some = [len(b._kept[indexfile.Kind.ENTRIES]) for b in journal.blocks]
+            assert sum(some) < sum(len(b.sections) for b in journal.blocks) / 2
+
+
+def test_a_section_that_is_damaged_later_never_changes_a_byte() -> None:
+    """I10: the objects below, and the segments, are read instead, while a moment is being read."""
+    builder, store = build(5)
+    write_indexes(store, builder.identity, builder.tenant_key)
+    whole = dict(store.objects)
+    wanted = at(builder, store, "latest-write")
+    rng = random.Random(9)
+    for number in range(12):
+        store.objects = dict(whole)
+        journal, point = open_at(store, builder.identity, builder.tenant_key, "latest-write")
+        with journal:
+            for name in index_names(store):
+                if number % 3 == 2:
+                    del store.objects[name]
+                    continue
+                data = bytearray(whole[name])
+                for _ in range(len(data) // 100):
+                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+                store.objects[name] = bytes(data) if number % 3 else bytes(data[:-200])
+            assert Images(journal).of(point) == wanted
+            assert any(block._instead is not None for block in journal.blocks)
+            assert list_points(journal)
 
 
 def test_a_lost_key_object_is_in_every_index_object() -> None:

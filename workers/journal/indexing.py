@@ -288,21 +288,26 @@ class _Entries:
         return {name: column[order] for name, column in found.items()}
 
     def add_to(self, builder: IndexBuilder) -> None:
-        """Paint part after part, and add what is visible."""
+        """Paint part after part, and add what is visible; LimitExceeded."""
+        visible = 0
+        by_disk: dict[int, list[Columns]] = {}
         for disk, low, high in self._parts():
             painted = self._paint(disk, low, high)
-            at = 0
-            count = len(painted["row"])
-            while at < count:
-                end = min(count, at + indexfile.SECTION_ENTRIES)
-                cut = {name: column[at:end] for name, column in painted.items()}
+            visible += len(painted["row"])
+            if visible > ENTRIES_MAX:
+                raise LimitExceeded("A block has more writes than an index object holds.")
+            by_disk.setdefault(disk, []).append(painted)
+        for disk, parts in by_disk.items():
+            # The same content must give the same bytes, whatever it was painted from.
+            whole = _mended({name: np.concatenate([p[name] for p in parts]) for name in ENTRIES})
+            for at in range(0, len(whole["row"]), indexfile.SECTION_ENTRIES):
+                cut = {n: c[at : at + indexfile.SECTION_ENTRIES] for n, c in whole.items()}
                 order = np.lexsort((cut["offset"], cut["row"]))
                 cut = {name: column[order] for name, column in cut.items()}
-                first = int(cut["offset"].min())
-                last = int((cut["offset"] + cut["length"]).max())
-                section = Section(Kind.ENTRIES, end - at, 0, 0, disk, first, last)
+                low = int(cut["offset"].min())
+                high = int((cut["offset"] + cut["length"]).max())
+                section = Section(Kind.ENTRIES, len(order), 0, 0, disk, low, high)
                 builder.add(section, pack(cut, ENTRIES))
-                at = end
 
     def _parts(self) -> list[tuple[int, int, int]]:
         """(disk number, first byte, end): about as many writes in each."""
@@ -368,8 +373,7 @@ class _Entries:
         out["payload_at"] = out["payload_at"] + np.where(data, cut, 0).astype(np.uint64)
         out["row"] = out["row"] - np.uint64(self._block.row)
         out["frame"] = out["frame"] - np.uint64(self._block.frame)
-        order = np.lexsort((out["row"], out["offset"]))
-        return {name: column[order] for name, column in out.items()}
+        return out
 
     def _opened_part(self, disk: int, low: int, high: int) -> Columns:
         """Writes of segments that may touch a part: those that begin in it, and before it as far as
@@ -382,3 +386,18 @@ class _Entries:
         ends = np.array([max(0, low - reach), high], np.uint64)
         a, b = np.searchsorted(offset, ends).tolist()
         return {name: column[first + a : first + b] for name, column in self._opened.items()}
+
+
+def _mended(found: Columns) -> Columns:
+    """Pieces of a record that were cut where parts meet made whole again, by address."""
+    order = np.lexsort((found["offset"], found["row"]))
+    found = {name: column[order] for name, column in found.items()}
+    end = found["offset"] + found["length"]
+    goes_on = np.zeros(len(order), bool)
+    goes_on[1:] = (found["row"][1:] == found["row"][:-1]) & (found["offset"][1:] == end[:-1])
+    first = np.flatnonzero(~goes_on)
+    last = np.append(first[1:], len(order)) - 1
+    out = {name: column[first] for name, column in found.items()}
+    out["length"] = (end[last] - out["offset"]).astype(found["length"].dtype)
+    order = np.lexsort((out["row"], out["offset"]))
+    return {name: column[order] for name, column in out.items()}

@@ -23,7 +23,7 @@ Column = NDArray[Any]
 
 
 #: Rows are kept in memory up to so many bytes: most journals and most tails need no file.
-MEMORY_BYTES = 16 << 20
+MEMORY_BYTES = 32 << 20
 
 
 class ColumnSpool:
