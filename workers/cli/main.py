@@ -12,6 +12,7 @@ import typer
 
 from host_agent.wire.errors import HoldfastError
 from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
+from workers.cli.control import GROUPS, audit_command, events_command
 from workers.cli.journal import VerifyOptions, journal_app, verify_command
 from workers.cli.keys import keys_app
 from workers.cli.options import command
@@ -31,6 +32,10 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(journal_app, name="journal")
 command(app, "verify", VerifyOptions)(verify_command)
 app.command("up")(up_command)
+for _name, _commands in GROUPS.items():
+    app.add_typer(_commands, name=_name)
+app.command("events")(events_command)
+app.command("audit")(audit_command)
 
 
 def _show_version(wanted: bool) -> None:

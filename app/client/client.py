@@ -1,0 +1,238 @@
+"""Calls of the API with typed arguments and answers.
+
+Every change carries an Idempotency-Key, so that a call whose answer was lost is repeated without a
+second effect.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from pydantic import BaseModel, TypeAdapter
+
+from app.client.profiles import Profile
+from app.events.schemas import AuditPage, AuditVerification, EventPage
+from app.hosts.schemas import HostOutput, JoinTokenCreated, JoinTokenInput, JoinTokenOutput
+from app.http.schemas import Page
+from app.identity.schemas import ApiKeyCreated, ApiKeyInput, ApiKeyOutput
+from app.sites.schemas import SiteInput, SiteOutput
+from app.tenants.schemas import TenantCreated, TenantInput, TenantOutput, TenantPage
+from host_agent.wire.errors import HoldfastError
+
+M = TypeVar("M", bound=BaseModel)
+
+_SECONDS_MAX = 30.0
+_ATTEMPTS_MAX = 4
+_PAGE = 200
+
+
+class ServiceAway(HoldfastError):
+    """The service does not answer, or not as itself."""
+
+    code = "service_away"
+
+
+class Refused(HoldfastError):
+    """The service answered with a problem; `code` is the problem's."""
+
+    def __init__(self, document: Mapping[str, Any], status: int) -> None:
+        super().__init__(
+            str(document.get("detail") or f"The service answered with status {status}."),
+            hint=str(document.get("hint") or ""),
+            retryable=bool(document.get("retryable")),
+        )
+        self.code = str(document.get("code") or "refused")
+        self.fields = document.get("errors")
+        if self.fields:
+            named = "; ".join(f"{one['field']}: {one['message']}" for one in self.fields)
+            self.message = f"{self.message} {named}"
+
+
+class Client:
+    """A connection to one service as one principal. Closed with its block."""
+
+    def __init__(self, profile: Profile) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_verify_locations(cadata=profile.root)
+        except ssl.SSLError:
+            raise ServiceAway(
+                f"The root certificate of the profile {profile.name} cannot be read.",
+                hint="Add the profile anew.",
+            ) from None
+        headers = {"authorization": f"Bearer {profile.token}"}
+        self._profile = profile
+        self._http = httpx2.Client(
+            base_url=profile.api,
+            headers=headers,
+            verify=context,
+            timeout=_SECONDS_MAX,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    # --- tenants
+
+    def create_tenant(self, wanted: TenantInput) -> TenantCreated:
+        """For the provider's staff: a tenant and its first administrator's token."""
+        return self._send("POST", "/v1/provider/tenants", TenantCreated, wanted)
+
+    def list_tenants(self) -> list[TenantOutput]:
+        """For the provider's staff."""
+        query = {"limit": _PAGE}
+        return self._send("GET", "/v1/provider/tenants", TenantPage, query=query).items
+
+    def get_tenant(self) -> TenantOutput:
+        """The caller's own."""
+        return self._send("GET", "/v1/tenant", TenantOutput)
+
+    # --- sites
+
+    def list_sites(self) -> Iterator[SiteOutput]:
+        """All of them, page by page."""
+        return self._pages("/v1/sites", SiteOutput)
+
+    def create_site(self, wanted: SiteInput) -> SiteOutput:
+        """A new one."""
+        return self._send("POST", "/v1/sites", SiteOutput, wanted)
+
+    def delete_site(self, site_id: str) -> None:
+        """Remove it as it is now."""
+        version = self._call("GET", f"/v1/sites/{site_id}").headers["etag"]
+        self._call("DELETE", f"/v1/sites/{site_id}", headers={"if-match": version})
+
+    # --- hosts
+
+    def list_hosts(self) -> Iterator[HostOutput]:
+        """All of them, revoked ones too."""
+        return self._pages("/v1/hosts", HostOutput)
+
+    def revoke_host(self, host_id: str) -> HostOutput:
+        """Shut it out at once and for good."""
+        return self._send("POST", f"/v1/hosts/{host_id}:revoke", HostOutput)
+
+    def list_join_tokens(self) -> Iterator[JoinTokenOutput]:
+        """All of them, used ones too."""
+        return self._pages("/v1/join-tokens", JoinTokenOutput)
+
+    def create_join_token(self, wanted: JoinTokenInput) -> JoinTokenCreated:
+        """A right to join, with its token."""
+        return self._send("POST", "/v1/join-tokens", JoinTokenCreated, wanted)
+
+    # --- API keys
+
+    def list_api_keys(self) -> Iterator[ApiKeyOutput]:
+        """All of them, revoked ones too."""
+        return self._pages("/v1/api-keys", ApiKeyOutput)
+
+    def create_api_key(self, wanted: ApiKeyInput) -> ApiKeyCreated:
+        """A new one, with its token."""
+        return self._send("POST", "/v1/api-keys", ApiKeyCreated, wanted)
+
+    def revoke_api_key(self, api_key_id: str) -> ApiKeyOutput:
+        """End it at once and for good."""
+        return self._send("POST", f"/v1/api-keys/{api_key_id}:revoke", ApiKeyOutput)
+
+    # --- what happened
+
+    def read_events(self, after: int = 0) -> EventPage:
+        """The next events after a place."""
+        query = {"after": after, "limit": _PAGE}
+        return self._send("GET", "/v1/events", EventPage, query=query)
+
+    def read_audit(self, after: int = 0) -> AuditPage:
+        """The next audit entries after a place."""
+        query = {"after": after, "limit": _PAGE}
+        return self._send("GET", "/v1/audit", AuditPage, query=query)
+
+    def verify_audit(self) -> AuditVerification:
+        """Whether the chain of the whole log holds."""
+        return self._send("GET", "/v1/audit:verify", AuditVerification)
+
+    # --- how
+
+    def _pages(self, path: str, model: type[M]) -> Iterator[M]:
+        adapter: TypeAdapter[Page[M]] = TypeAdapter(Page[model])  # type: ignore[valid-type]
+        cursor: str | None = None
+        while True:
+            query = {"limit": _PAGE} | ({"cursor": cursor} if cursor else {})
+            page = adapter.validate_json(self._call("GET", path, query=query).content)
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        model: type[M],
+        body: BaseModel | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> M:
+        return model.model_validate_json(self._call(method, path, body, query).content)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Response:
+        """One call, repeated where that can help; Refused or ServiceAway."""
+        sent = {"content-type": "application/json", **(headers or {})}
+        if method != "GET":
+            sent["idempotency-key"] = secrets.token_hex(16)
+        # What is not valid goes out as it is: the service names the fields.
+        content = None if body is None else body.model_dump_json(warnings=False)
+        for attempt in range(1, _ATTEMPTS_MAX + 1):
+            try:
+                answer = self._http.request(
+                    method, path, content=content, params=query, headers=sent
+                )
+            except httpx2.HTTPError as error:
+                if attempt == _ATTEMPTS_MAX or isinstance(error, httpx2.UnsupportedProtocol):
+                    raise self._away(error) from None
+            else:
+                problem = _problem_of(answer)
+                if problem is None:
+                    return answer
+                if not problem.retryable or attempt == _ATTEMPTS_MAX:
+                    raise problem
+            time.sleep(0.2 * 2**attempt)
+        raise AssertionError
+
+    def _away(self, error: Exception) -> ServiceAway:
+        return ServiceAway(
+            f"{self._profile.api} does not answer: {str(error) or type(error).__name__}.",
+            hint="Check that the service runs and that the profile's address is right.",
+            retryable=True,
+        )
+
+
+def _problem_of(answer: httpx2.Response) -> Refused | None:
+    if answer.status_code < 400:
+        return None
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {}
+    return Refused(document if isinstance(document, dict) else {}, answer.status_code)
