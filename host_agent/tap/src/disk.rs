@@ -306,28 +306,6 @@ fn take_locks(path: &Path, file: &File) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Size and time of the last change: whether somebody edited the disk while nobody looked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// Bytes.
-    pub size: u64,
-    /// Time of the last change, seconds and nanoseconds.
-    pub changed: (i64, i64),
-}
-
-impl Fingerprint {
-    /// The fingerprint of now. A device has no time of its own.
-    pub fn of(disk: &DiskFile) -> io::Result<Fingerprint> {
-        use std::os::unix::fs::MetadataExt;
-        let size = size_of(&disk.file)?;
-        if disk.is_device {
-            return Ok(Fingerprint { size, changed: (0, 0) });
-        }
-        let meta = disk.file.metadata()?;
-        Ok(Fingerprint { size, changed: (meta.mtime(), meta.mtime_nsec()) })
-    }
-}
-
 /// Reads exactly `bytes`; what lies behind a file's end is an error.
 pub fn read_all(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), i32> {
     file.read_exact_at(bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))

@@ -15,6 +15,8 @@ pub enum Target {
     Trim,
     /// Writes of zeroes.
     Zero,
+    /// Writes of the hot-extent log.
+    Log,
 }
 
 impl Target {
@@ -25,6 +27,7 @@ impl Target {
             "flush" => Target::Flush,
             "trim" => Target::Trim,
             "zero" => Target::Zero,
+            "log" => Target::Log,
             _ => return None,
         })
     }
@@ -60,7 +63,7 @@ pub struct Failpoints {
 /// A failpoint as it is asked for.
 #[derive(Debug, Default)]
 pub struct Wanted<'a> {
-    /// `read`, `write`, `flush`, `trim`, `zero`.
+    /// `read`, `write`, `flush`, `trim`, `zero`, `log`.
     pub op: &'a str,
     /// Name of an errno, or `PANIC`.
     pub error: Option<&'a str>,
@@ -99,6 +102,14 @@ impl Failpoints {
             self.all.push(Failpoint { target, after: wanted.after, count, effect });
         }
         Ok(())
+    }
+
+    /// The error of the operation that comes now, if it is to have one.
+    pub fn next_of(&mut self, target: Target) -> Option<i32> {
+        if self.all.is_empty() {
+            return None;
+        }
+        self.next(target).error
     }
 
     /// What happens to the operation that comes now.

@@ -218,6 +218,7 @@ impl Host {
             ring_bytes,
             hold_ms_max,
             generation: None,
+            stored_generation: None,
             next_number: 0,
             disks: Vec::new(),
             clean: None,

@@ -42,6 +42,8 @@ pub enum Op {
     Mark = 18,
     /// A group checkpoint's commit.
     Commit = 19,
+    /// What is said of a disk changed.
+    Disk = 20,
     /// A disk left.
     Detach = 21,
     /// A machine's definition.

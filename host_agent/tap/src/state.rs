@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::crash;
-use crate::disk::{Cache, Fingerprint};
+use crate::disk::Cache;
+use crate::disk_record::Fingerprint;
 use crate::recovered::sync_folder_of;
 
 /// What a group serves.
@@ -51,6 +52,9 @@ pub struct CleanState {
     pub to_read: BTreeMap<u16, Vec<(u64, u64)>>,
     /// What the disks looked like.
     pub disks: BTreeMap<u16, Fingerprint>,
+    /// Disks whose hot-extent logs could not be written.
+    #[serde(default)]
+    pub untrusted: Vec<u16>,
 }
 
 /// One group.
@@ -68,6 +72,9 @@ pub struct GroupState {
     pub hold_ms_max: u64,
     /// The stream's numbering, 32 hexadecimal digits; none before the first.
     pub generation: Option<String>,
+    /// The newest numbering of which the journal has something: what a new one may follow.
+    #[serde(default)]
+    pub stored_generation: Option<String>,
     /// No disk gets a number twice within a generation.
     pub next_number: u16,
     /// Its disks.
@@ -97,6 +104,11 @@ impl StateDir {
 
     fn path(&self, group: &str) -> PathBuf {
         self.folder.join(format!("{group}.group"))
+    }
+
+    /// The hot-extent log of a disk.
+    pub fn hot_log(&self, group: &str, number: u16) -> PathBuf {
+        self.folder.join(format!("{group}.{number}.hot"))
     }
 
     /// Makes a group's state durable; what was there stays whole until the new one is.
@@ -160,6 +172,7 @@ mod tests {
             ring_bytes: 8 << 20,
             hold_ms_max: 200,
             generation: None,
+            stored_generation: None,
             next_number: 0,
             disks: Vec::new(),
             clean: None,

@@ -3,6 +3,7 @@
 
 mod compared;
 mod left;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -131,6 +132,8 @@ pub struct Member {
     /// Marked since the interval began: what was read or compared before says nothing of it.
     again: RangeSet,
     grain: u64,
+    /// What is said of it after an unclean stop cannot be believed.
+    is_untrusted: bool,
 }
 
 /// Counts since the tap started.
@@ -259,7 +262,8 @@ impl Stream {
     /// A disk joins. While recording a sync interval begins; `is_known`: nothing is to be read.
     pub fn add_disk(&mut self, number: u16, name: &str, size: u64, is_known: bool, now: u64) {
         let (to_read, again) = (RangeSet::new(), RangeSet::new());
-        let mut member = Member { name: name.to_owned(), size, to_read, again, grain: DIRTY_GRAIN };
+        let (name, grain) = (name.to_owned(), DIRTY_GRAIN);
+        let mut member = Member { name, size, to_read, again, grain, is_untrusted: false };
         if !is_known {
             member.to_read.insert(0..size);
         }
@@ -454,12 +458,6 @@ impl Stream {
         self.total = self.remaining();
         self.show_mood(false);
         true
-    }
-
-    /// Its disks as BEGIN and `open` tell them.
-    pub fn disks(&self) -> Vec<Value> {
-        let tell = |(number, member): (&u16, &Member)| json!({ "disk": number, "name": member.name, "size": member.size });
-        self.members.iter().map(tell).collect()
     }
 
     /// Data that a sync read; `before`: the position before the read began. Returns whether there

@@ -2,6 +2,7 @@
 //! (see `ops`). Knows no sockets: answers go to a list that the loop hands to connections.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use crate::clock::Clock;
 use crate::coarse::CoarseMap;
@@ -9,6 +10,7 @@ use crate::crash;
 use crate::disk::{self, DiskFile, IoMode};
 use crate::engine::Engine;
 use crate::failpoint::Failpoints;
+use crate::hot::Hot;
 use crate::inflight::{InFlight, OpId};
 use crate::nbd::request::{Command, Header, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE};
 use crate::nbd::Errno;
@@ -26,6 +28,7 @@ use crate::view::DiskView;
 use super::extents::extents;
 use super::fill::Needs;
 use super::hold::Holds;
+use super::marks::MarkIos;
 use super::ops::{Delayed, Op};
 use super::sync::SyncRun;
 
@@ -60,6 +63,10 @@ pub struct Disk {
     pub recovered: Option<Recovered>,
     /// Only for disks in memory.
     pub view: Option<DiskView>,
+    /// Its hot extents.
+    pub hot: Hot,
+    /// Where they are logged.
+    pub log_path: PathBuf,
 }
 
 /// The flushes of one disk.
@@ -94,12 +101,15 @@ impl Disk {
             clients: 0,
             recovered: None,
             view,
+            hot: Hot::without(),
+            log_path: PathBuf::new(),
         }
     }
 
     /// Whether a request for `range` can be done at once by calls that do not wait.
     pub fn is_easy(&self, range: &Range<u64>, is_write: bool) -> bool {
         self.failpoints.is_empty()
+            && (!is_write || self.hot.is_ready(range))
             && (self.flight.is_idle() || !self.flight.must_wait(range, is_write))
     }
 
@@ -210,6 +220,10 @@ pub struct Core {
     pub serial: u64,
     /// Operations that a panic dropped: their connections end.
     pub broken: Vec<Request>,
+    /// Calls on hot-extent logs.
+    pub marks: MarkIos,
+    /// Logs that failed just now, with the error's number.
+    pub broken_logs: Vec<(usize, i32)>,
     /// Mirrored disks (slots) of which a write was refused: their connections end.
     pub cut: Vec<usize>,
 }
@@ -235,6 +249,8 @@ impl Core {
             retries: Vec::new(),
             serial: 0,
             broken: Vec::new(),
+            marks: MarkIos::default(),
+            broken_logs: Vec::new(),
             cut: Vec::new(),
         }
     }
@@ -382,7 +398,8 @@ impl Core {
         disk.unflushed.mark(&range);
         disk.stats.written(range.end - range.start);
         let flags = if request.is_fua() { RECORD_FUA } else { 0 };
-        stream.write_draft(disk.number, range, flags, self.clock.wall_ns);
+        stream.write_draft(disk.number, range.clone(), flags, self.clock.wall_ns);
+        disk.hot.touch(&range, stream.ring.head(), self.clock.mono_ns);
         crash::point("draft_after_record_before_answer");
         stream.ring.flight_leave(INLINE);
         self.withhold_if_held(request, Answer::Ok)
@@ -402,6 +419,7 @@ impl Core {
         if let Some(stream) = &mut self.stream {
             let flags = if request.is_fua() { RECORD_FUA } else { 0 };
             stream.write(disk.number, request.header.offset, bytes, flags, self.clock.wall_ns);
+            disk.hot.touch(&request.range(), stream.ring.head(), self.clock.mono_ns);
             crash::point("write_after_record_before_answer");
         }
     }
@@ -425,6 +443,7 @@ impl Core {
             let flags = if request.is_fua() { RECORD_FUA } else { 0 };
             let (offset, length) = (request.header.offset, request.header.length);
             stream.note(op, disk.number, offset, length, flags, self.clock.wall_ns);
+            disk.hot.touch(&request.range(), stream.ring.head(), self.clock.mono_ns);
             crash::point("note_after_record_before_answer");
         }
     }

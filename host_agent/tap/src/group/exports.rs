@@ -44,6 +44,7 @@ impl Core {
         }
         disk.unflushed = unflushed;
         disk.see_again();
+        disk.hot.resize(size);
         let grown = size > before;
         let has_news = grown && !matches!(files::seek_data(&disk.io.file, before), Ok(None));
         let number = disk.number;

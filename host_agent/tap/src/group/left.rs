@@ -2,15 +2,18 @@
 
 use std::ops::Range;
 
-use crate::disk::Fingerprint;
+use crate::disk_record::Fingerprint;
 use crate::ring::{Mood, Ring};
 use crate::state::CleanState;
 use crate::stream::DIRTY_GRAIN;
 
 /// How the tap before us left a stream.
 pub enum Left {
-    /// Nothing is known, or it is lost: all is to be read.
+    /// There was none, or nothing is known: all is to be read.
     Unknown,
+    /// What the ring had is lost, and so are marks in memory: what the hot-extent logs name is to
+    /// be read.
+    Lost(Option<CleanState>),
     /// In order.
     Clean(CleanState),
     /// It was killed while it recorded: all but what was in flight is in the ring.
@@ -30,14 +33,29 @@ impl Left {
                 let members = (0..=u8::MAX.into()).filter(|disk| ring.is_member(*disk)).collect();
                 Left::Recording { in_flight, members }
             }
-            _ => Left::Unknown,
+            _ => Left::Lost(None),
         }
     }
 
-    /// What is to be read of a disk; `None`: nothing is known of it.
-    pub fn to_read(&self, disk: u16, size: u64) -> Option<Vec<Range<u64>>> {
+    /// Whether hot-extent logs that are there belong to this group as it was left.
+    pub fn believes_logs(&self, disk: u16) -> bool {
+        match self {
+            Left::Unknown => false,
+            Left::Clean(clean) | Left::Lost(Some(clean)) => !clean.untrusted.contains(&disk),
+            Left::Lost(None) | Left::Recording { .. } => true,
+        }
+    }
+
+    /// What is to be read of a disk; `None`: nothing is known of it. `marked`: what its log names.
+    pub fn to_read(
+        &self,
+        disk: u16,
+        size: u64,
+        marked: Option<Vec<Range<u64>>>,
+    ) -> Option<Vec<Range<u64>>> {
         match self {
             Left::Unknown => None,
+            Left::Lost(_) => marked,
             Left::Clean(clean) => {
                 let ranges = clean.to_read.get(&disk).into_iter().flatten();
                 Some(ranges.map(|(start, end)| *start..*end).collect())
@@ -52,6 +70,9 @@ impl Left {
 
     /// Whether somebody changed a disk that an orderly stop had left otherwise.
     pub fn is_edited(&self, disk: u16, now: &Fingerprint) -> bool {
-        matches!(self, Left::Clean(clean) if clean.disks.get(&disk) != Some(now))
+        match self {
+            Left::Clean(clean) | Left::Lost(Some(clean)) => clean.disks.get(&disk) != Some(now),
+            _ => false,
+        }
     }
 }

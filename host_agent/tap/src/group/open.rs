@@ -8,10 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::core::{Core, Disk};
 use super::left::Left;
+use super::marks;
 use crate::crash;
-use crate::disk::{self, DiskFile, Fingerprint};
+use crate::disk::{self, DiskFile, IoMode};
+use crate::disk_record::Fingerprint;
 use crate::engine::{Choice, Engine};
 use crate::error::TapError;
+use crate::hot::{Hot, Phase};
 use crate::recovered::Recovered;
 use crate::ring::{Generation, Ring};
 use crate::state::{CleanState, DiskState, GroupState, Role, StateDir};
@@ -84,7 +87,12 @@ pub fn open(places: &Places, state: &mut GroupState) -> Result<(Core, Left), Tap
     crash::point("group_after_ring_before_state");
     places.state.save(state).map_err(|e| failed("the state directory", &e))?;
     crash::point("group_after_state_before_disks");
-    Ok((Core::new(&state.group, engine, stream), left))
+    let mut core = Core::new(&state.group, engine, stream);
+    if places.has_failpoints {
+        let wanted = std::env::var("HOLDFAST_QUIET_MS").ok().and_then(|ms| ms.parse::<u64>().ok());
+        core.marks.quiet_ns = wanted.map_or(core.marks.quiet_ns, |ms| ms * 1_000_000);
+    }
+    Ok((core, left))
 }
 
 fn open_stream(
@@ -102,6 +110,7 @@ fn open_stream(
         return Ok((Stream::new(ring, Cause::FirstStart), Left::Unknown));
     };
     let found = Ring::open(&path).ok().filter(|(ring, _)| ring.positions().generation == name);
+    let lost;
     let mut ring = match (found, clean) {
         (Some((ring, mood)), Some(clean)) if mood.is_clean => {
             let stream = Stream::resume(ring, mood, clean.last_good, clean.last_time);
@@ -111,12 +120,29 @@ fn open_stream(
             let left = Left::in_ring(&ring, mood);
             return Ok((Stream::recover(ring, mood), left));
         }
-        (None, _) => Ring::create(&path, state.ring_bytes, now_ns(), name)?,
+        (None, clean) => {
+            lost = clean;
+            Ring::create(&path, state.ring_bytes, now_ns(), name)?
+        }
     };
+    // A new numbering follows one that the journal has: marks are kept until it has.
+    let stored = state.stored_generation.as_deref().and_then(unhex::<16>);
     let name = random_name()?;
-    ring.restart(name, None, now_ns());
+    ring.restart(name, stored, now_ns());
     state.generation = Some(hex(&name));
-    Ok((Stream::new(ring, Cause::RingLost), Left::Unknown))
+    let cause = if lost.is_some() { Cause::RingLost } else { Cause::UncleanStop };
+    Ok((Stream::new(ring, cause), Left::Lost(lost)))
+}
+
+/// The marks of a disk's hot extents, where they are worth anything.
+fn open_marks(core: &Core, disk: &mut Disk, wanted: &DiskState, left: &Left) {
+    let Some(stream) = core.stream.as_ref().filter(|_| !wanted.is_mirror) else { return };
+    if disk.io.mode == IoMode::Memory {
+        return;
+    }
+    // In the ring's own numbering; in a new one what is marked is to be read in any case.
+    let seq = if matches!(left, Left::Lost(_)) { 0 } else { stream.ring.head() };
+    disk.hot = marks::open(&disk.log_path, disk.size, left.believes_logs(disk.number), seq);
 }
 
 /// Makes an opened disk part of its group, as an earlier tap left it.
@@ -134,6 +160,19 @@ pub fn add_disk(
     };
     let fingerprint = Fingerprint::of(&file).map_err(|e| failed(&shown, &e))?;
     let mut disk = Disk::new(&wanted.name, wanted.number, file, size);
+    disk.log_path = places.state.hot_log(&core.name, wanted.number);
+    open_marks(core, &mut disk, wanted, left);
+    let has_grown = disk.hot.size().is_some_and(|known| known != size);
+    let is_edited = !wanted.is_mirror && left.is_edited(wanted.number, &fingerprint);
+    let marked = disk.hot.marked().filter(|_| !has_grown);
+    if has_grown || is_edited {
+        disk.hot.resize(size);
+        if let Err(e) = disk.hot.go_whole_now() {
+            let _ = marks::remove(&disk.log_path);
+            disk.hot = Hot::untrusted(e);
+        }
+    }
+    let is_untrusted = disk.hot.phase == Phase::Untrusted;
     if core.stream.is_none() {
         let quick = places.quick_log(&core.name, &wanted.name);
         let map = Recovered::open(&wanted.path, &quick, wanted.size);
@@ -153,15 +192,19 @@ pub fn add_disk(
     }
     // Of a mirror only an orderly stop says anything: its source is written first.
     let is_told = !wanted.is_mirror || matches!(left, Left::Clean(_));
-    let to_read = left.to_read(wanted.number, size).filter(|_| is_told);
+    let to_read = left.to_read(wanted.number, size, marked).filter(|_| is_told && !has_grown);
     stream.add_disk(wanted.number, &wanted.name, size, to_read.is_some(), now);
     stream.set_to_read(wanted.number, to_read.into_iter().flatten());
     if wanted.is_mirror && matches!(left, Left::Clean(_)) {
         // What QEMU wrote meanwhile it has kept in mind, and brings again.
         stream.fall(Cause::MirrorLost);
-    } else if !wanted.is_mirror && left.is_edited(wanted.number, &fingerprint) {
+    } else if is_edited {
         // Somebody changed it while nobody looked.
         stream.disk_differs(wanted.number, 0..size, Cause::DiskChanged);
+        stream.set_cause(Cause::DiskChanged);
+    }
+    if is_untrusted {
+        stream.distrust(wanted.number, now);
     }
     Ok(size)
 }

@@ -10,12 +10,15 @@ use super::control::Wait;
 use super::core::Core;
 use super::delta;
 use super::left::Left;
+use super::marks;
 use super::open::{add_disk, random_name};
 use super::run::Group;
 use super::verbs::{self, Fields};
 use crate::crash;
-use crate::disk::{DiskFile, Fingerprint};
+use crate::disk::DiskFile;
+use crate::disk_record::Fingerprint;
 use crate::error::TapError;
+use crate::hot::Phase;
 use crate::nbd::conn::End;
 use crate::state::{CleanState, DiskState};
 use crate::stream::{hex, Cause};
@@ -90,6 +93,9 @@ impl Group {
         if known.is_none() {
             self.state.next_number += 1;
             self.state.disks.push(disk.clone());
+            // One of an earlier disk of this number says nothing of this one.
+            marks::remove(&self.places.state.hot_log(&self.state.group, disk.number))
+                .map_err(|e| TapError::system("the state directory", &e))?;
             self.save()?;
         }
         let size = add_disk(&mut self.core, &self.places, &disk, file, &Left::Unknown)?;
@@ -119,8 +125,13 @@ impl Group {
         if let Some(slot) = slot {
             self.remove_disk(slot)?;
         }
+        let number = self.state.disk(name).map(|disk| disk.number);
         self.state.disks.retain(|disk| disk.name != name);
         self.save()?;
+        if let Some(number) = number {
+            // Nobody reads it any more: the next attachment removes it if this does not.
+            let _ = marks::remove(&self.places.state.hot_log(&self.state.group, number));
+        }
         Ok(json!({}))
     }
 
@@ -145,8 +156,10 @@ impl Group {
     fn settle(&mut self, slot: Option<usize>) -> Result<(), TapError> {
         let until = Instant::now() + SETTLE;
         self.core.end_hold(false);
-        let is_idle =
-            |core: &Core| core.ops.iter().all(|(_, op)| slot.is_some_and(|slot| op.disk != slot));
+        let is_idle = |core: &Core| {
+            let is_other = |op: &super::ops::Op| slot.is_some_and(|slot| op.disk != slot);
+            core.ops.iter().all(|(_, op)| is_other(op)) && core.marks.is_idle()
+        };
         while !is_idle(&self.core) {
             if Instant::now() > until {
                 return Err(TapError::passing(
@@ -201,6 +214,8 @@ impl Group {
 
     /// The state is durable before the ring says that it may be believed.
     fn leave_clean(&mut self) -> Result<(), TapError> {
+        let left = self.core.leave_marks();
+        left.map_err(|(disk, e)| TapError::system(&disk, &std::io::Error::from_raw_os_error(e)))?;
         let Some(stream) = &mut self.core.stream else { return self.save() };
         let mut clean = CleanState {
             last_good: stream.last_good(),
@@ -214,11 +229,15 @@ impl Group {
                 })
                 .collect(),
             disks: Default::default(),
+            untrusted: Vec::new(),
         };
         for (_, disk) in self.core.disks.iter() {
             let seen = Fingerprint::of(&disk.io);
             let seen = seen.map_err(|e| TapError::system(&disk.name, &e))?;
             clean.disks.insert(disk.number, seen);
+            if disk.hot.phase == Phase::Untrusted {
+                clean.untrusted.push(disk.number);
+            }
         }
         self.state.clean = Some(clean);
         self.places
@@ -283,6 +302,7 @@ impl Group {
             "sync" => return self.begin_sync(slot, id, fields).map(|()| None),
             "hold" => verbs::hold(&mut self.core, fields, self.state.hold_ms_max)?,
             "new_generation" => self.new_generation(fields)?,
+            "free" => self.free(fields)?,
             "mirror" => self.mirror(slot, fields)?,
             "failpoint" if self.places.has_failpoints => verbs::failpoint(&mut self.core, fields)?,
             "failpoint" => {
@@ -383,6 +403,18 @@ impl Group {
         Ok(())
     }
 
+    /// Before marks are given up for what is stored, a successor knows where that is.
+    fn free(&mut self, fields: &Fields) -> Result<Value, TapError> {
+        let answer = verbs::simple(&mut self.core, "free", fields)?;
+        let stored = self.core.stream.as_ref().is_some_and(|s| s.ring.positions().stored > 0);
+        if stored && self.state.stored_generation != self.state.generation {
+            self.state.stored_generation = self.state.generation.clone();
+            self.save()?;
+        }
+        self.core.marks.look_soon();
+        Ok(answer)
+    }
+
     /// The name is durable before anything is recorded under it.
     fn new_generation(&mut self, fields: &Fields) -> Result<Value, TapError> {
         let cause: Cause = verbs::cause(fields)?;
@@ -390,6 +422,7 @@ impl Group {
         if self.core.stream.is_none() {
             return Err(TapError::bad_request("recovered disks have no stream"));
         }
+        self.core.distrust_marks(None);
         let name = random_name().map_err(|e| TapError::system("random bytes", &e))?;
         self.state.generation = Some(hex(&name));
         self.save()?;

@@ -4,6 +4,7 @@ use serde_json::{json, Value};
 
 use super::core::Disk;
 use super::run::Group;
+use crate::hotlog::MARKS_MAX;
 use crate::stream::{hex, Stream};
 
 impl Group {
@@ -70,6 +71,7 @@ impl Group {
             "missing_bytes": disk.recovered.as_ref().map(|map| map.missing_bytes()),
             "survives_tap_kill": disk.recovered.as_ref().map(|map| map.has_quick()),
             "flush_failed": disk.flush.has_failed,
+            "hot": hot(disk),
             "counters": {
                 "reads": stats.reads,
                 "read_bytes": stats.read_bytes,
@@ -92,6 +94,24 @@ impl Group {
             },
         })
     }
+}
+
+fn hot(disk: &Disk) -> Value {
+    let (hot, counts) = (&disk.hot, disk.hot.counts);
+    json!({
+        "state": hot.phase.name(),
+        "reason": (!hot.reason.is_empty()).then_some(&hot.reason),
+        "extents": hot.count(),
+        "extents_max": MARKS_MAX,
+        "waits": counts.waits,
+        "wait_us": counts.wait_us,
+        "wait_us_max": counts.wait_us_max,
+        "marked": counts.marked,
+        "given_up": counts.given_up,
+        "commits": counts.commits,
+        "overflows": counts.overflows,
+        "errors": counts.errors,
+    })
 }
 
 fn add_stream(status: &mut Value, stream: &Stream) {

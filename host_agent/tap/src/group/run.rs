@@ -140,6 +140,7 @@ impl Group {
         self.core.check_mirrors();
         self.core.check_needs();
         self.core.mark_filled();
+        self.core.tend_marks();
         self.run_sync();
         self.run_ready();
         self.hand_out();
@@ -279,6 +280,7 @@ impl Group {
         if let Some(stream) = &mut self.core.stream {
             stream.disk_differs(disk.number, 0..disk.size, Cause::DiskError);
         }
+        disk.hot.go_whole();
     }
 
     /// Ends a connection.

@@ -87,6 +87,9 @@ impl Core {
     ) {
         let now = self.clock.wall_ns;
         self.sync.wanted = Some(Wanted { bytes, before, read: 0, records: 0 });
+        if let Some((_, only)) = cause {
+            self.distrust_marks(only);
+        }
         if let (Some(stream), Some((cause, only))) = (&mut self.stream, cause) {
             stream.mark_everything(only);
             if stream.state() == State::Dirty {
@@ -184,7 +187,7 @@ impl Core {
             (None, Some(stream)) => return stream.take_to_read(number, start..end),
             _ => return,
         };
-        let Some(disk) = self.disks.get(slot) else { return };
+        let Some(disk) = self.disks.get_mut(slot) else { return };
         let before = stream.ring.head();
         let data = if disk.io.is_device { Some(start) } else { seek_data(disk, start) };
         let data = data.map(|at| at - at % ZERO_UNIT as u64).unwrap_or(u64::MAX);
@@ -197,6 +200,7 @@ impl Core {
                 stream.mark_to_read(number, start..stop);
                 stream.fall(Cause::RingFull);
             }
+            disk.hot.touch(&(start..stop), stream.ring.head(), self.clock.mono_ns);
             if let Some(wanted) = &mut self.sync.wanted {
                 wanted.records += 1;
             }
@@ -255,7 +259,7 @@ impl Core {
     }
 
     fn take_sync_read(&mut self, op: &Op, epoch: u64, before: u64, code: Option<i32>) {
-        let (Some(disk), Some(stream)) = (self.disks.get(op.disk), &mut self.stream) else {
+        let (Some(disk), Some(stream)) = (self.disks.get_mut(op.disk), &mut self.stream) else {
             return;
         };
         let (number, end) = (disk.number, op.offset + op.length);
@@ -289,6 +293,7 @@ impl Core {
                 break;
             }
         }
+        disk.hot.touch(&(op.offset..end), stream.ring.head(), self.clock.mono_ns);
         if let Some(wanted) = &mut self.sync.wanted {
             wanted.read += op.length;
             wanted.records += records;

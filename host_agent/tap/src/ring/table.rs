@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{compiler_fence, Ordering};
 
 use super::TABLE_AT;
 use crate::sys::Map;
@@ -41,6 +42,8 @@ impl Table {
         let at = place(slot);
         map.store(at, range.start);
         map.store(at + 8, u64::from(length) | u64::from(disk) << 32 | USED);
+        // A disk in memory is written by plain stores: they may not be moved before these.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Removes a change.
