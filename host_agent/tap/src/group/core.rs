@@ -210,6 +210,8 @@ pub struct Core {
     pub needs: Needs,
     /// Time of this batch.
     pub clock: Clock,
+    /// Requests that were answered in this turn of the loop.
+    pub answered: u32,
     /// Data bytes of requests that are not done.
     pub queued_bytes: usize,
     /// Operations that may start.
@@ -244,6 +246,7 @@ impl Core {
             sync: SyncRun::default(),
             needs: Needs::default(),
             clock: Clock::new(),
+            answered: 0,
             queued_bytes: 0,
             ready: Vec::new(),
             retries: Vec::new(),

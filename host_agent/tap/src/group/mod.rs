@@ -18,5 +18,6 @@ pub mod ops;
 pub mod orders;
 pub mod report;
 pub mod run;
+pub mod spin;
 pub mod sync;
 pub mod verbs;

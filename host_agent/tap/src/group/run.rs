@@ -13,6 +13,7 @@ use super::control::{Ctl, MESSAGE_BYTES_MAX};
 use super::core::{ConnRef, Core, Request};
 use super::open::Places;
 use super::orders::Order;
+use super::spin::Spin;
 use super::sync::SyncStep;
 use crate::engine::Completion;
 use crate::nbd::conn::{Conn, End, SCRATCH_BYTES};
@@ -74,6 +75,7 @@ pub struct Group {
     completions: Vec<Completion>,
     /// The sync can take another step at once.
     can_sync: bool,
+    spin: Spin,
 }
 
 impl Group {
@@ -114,6 +116,7 @@ impl Group {
             counted: 0,
             completions: Vec::new(),
             can_sync: false,
+            spin: Spin::default(),
         })
     }
 
@@ -122,7 +125,10 @@ impl Group {
         let mut ready = Vec::with_capacity(64);
         while !self.is_ending {
             let timeout = self.timeout_ms();
-            self.epoll.wait(timeout, &mut ready)?;
+            let answered = std::mem::take(&mut self.core.answered);
+            if timeout == 0 || !self.spin.look(answered, &mut self.epoll, &mut ready)? {
+                self.epoll.wait(timeout, &mut ready)?;
+            }
             self.core.clock.tick();
             for event in ready.drain(..) {
                 self.serve(event);

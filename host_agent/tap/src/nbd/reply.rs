@@ -29,15 +29,35 @@ pub struct ReplyTo {
     pub is_structured: bool,
 }
 
+/// Bytes to send, in memory that is used again without being cleared.
+#[derive(Default)]
+struct Filled {
+    room: Vec<u8>,
+    used: usize,
+}
+
+impl Filled {
+    /// The next `length` bytes; what they hold is whatever it was.
+    #[inline]
+    fn take(&mut self, length: usize) -> &mut [u8] {
+        let (start, end) = (self.used, self.used + length);
+        if end > self.room.len() {
+            self.room.resize(end.max(2 * self.room.len()), 0);
+        }
+        self.used = end;
+        &mut self.room[start..end]
+    }
+}
+
 enum Part {
-    Bytes(Vec<u8>),
+    Bytes(Filled),
     Data(AlignedBuf, usize),
 }
 
 impl Part {
     fn bytes(&self) -> &[u8] {
         match self {
-            Part::Bytes(bytes) => bytes,
+            Part::Bytes(filled) => &filled.room[..filled.used],
             Part::Data(buffer, length) => &buffer[..*length],
         }
     }
@@ -52,8 +72,8 @@ pub struct OutQueue {
     bytes: usize,
     /// The socket took no more: it says when it does.
     is_full: bool,
-    /// An empty vector kept for its memory.
-    spare: Vec<u8>,
+    /// Kept for its memory.
+    spare: Filled,
 }
 
 impl OutQueue {
@@ -67,41 +87,44 @@ impl OutQueue {
         self.bytes == 0
     }
 
-    /// Adds bytes through `fill`, behind all others.
-    pub fn extend(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+    fn last(&mut self) -> &mut Filled {
         if !matches!(self.parts.back(), Some(Part::Bytes(_))) {
             self.parts.push_back(Part::Bytes(std::mem::take(&mut self.spare)));
         }
-        if let Some(Part::Bytes(bytes)) = self.parts.back_mut() {
-            let before = bytes.len();
-            fill(bytes);
-            self.bytes += bytes.len() - before;
+        match self.parts.back_mut() {
+            Some(Part::Bytes(filled)) => filled,
+            _ => unreachable!("such a part was just put there"),
         }
+    }
+
+    /// Adds bytes through `fill`, behind all others.
+    pub fn extend(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {
+        let filled = self.last();
+        let before = filled.used;
+        filled.room.truncate(before);
+        fill(&mut filled.room);
+        filled.used = filled.room.len();
+        self.bytes += filled.used - before;
+    }
+
+    fn put<const N: usize>(&mut self, bytes: &[u8; N]) {
+        self.last().take(N).copy_from_slice(bytes);
+        self.bytes += N;
     }
 
     /// Done, without data.
     pub fn ok(&mut self, to: ReplyTo) {
-        self.extend(|out| simple(out, to.cookie, 0));
+        self.put(&simple(to.cookie, 0));
     }
 
     /// Failed.
     pub fn error(&mut self, to: ReplyTo, error: Errno) {
-        self.extend(|out| {
-            if !to.is_structured {
-                return simple(out, to.cookie, error as u32);
-            }
-            chunk(out, to.cookie, CHUNK_ERROR, 6);
-            out.extend_from_slice(&(error as u32).to_be_bytes());
-            out.extend_from_slice(&[0, 0]);
-        });
-    }
-
-    fn data_header(out: &mut Vec<u8>, to: ReplyTo, length: usize) {
         if !to.is_structured {
-            return simple(out, to.cookie, 0);
+            return self.put(&simple(to.cookie, error as u32));
         }
-        chunk(out, to.cookie, CHUNK_DATA, length as u32 + 8);
-        out.extend_from_slice(&to.offset.to_be_bytes());
+        self.put(&chunk(to.cookie, CHUNK_ERROR, 6));
+        self.put(&(error as u32).to_be_bytes());
+        self.put(&[0, 0]);
     }
 
     /// Data that `read` gets straight into its place. On an error nothing is queued.
@@ -111,26 +134,38 @@ impl OutQueue {
         length: usize,
         read: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut result = Ok(());
-        self.extend(|out| {
-            let before = out.len();
-            Self::data_header(out, to, length);
-            let start = out.len();
-            out.resize(start + length, 0);
-            result = read(&mut out[start..]);
-            if result.is_err() {
-                out.truncate(before);
-            }
-        });
+        let head = if to.is_structured { 28 } else { 16 };
+        let filled = self.last();
+        let (header, place) = filled.take(head + length).split_at_mut(head);
+        if to.is_structured {
+            header[..20].copy_from_slice(&chunk(to.cookie, CHUNK_DATA, length as u32 + 8));
+            header[20..].copy_from_slice(&to.offset.to_be_bytes());
+        } else {
+            header.copy_from_slice(&simple(to.cookie, 0));
+        }
+        let result = read(place);
+        match result {
+            Ok(()) => self.bytes += head + length,
+            Err(_) => filled.used -= head + length,
+        }
         result
     }
 
     /// Data that lies in a buffer.
     pub fn data(&mut self, to: ReplyTo, buffer: AlignedBuf, length: usize, pool: &mut Pool) {
-        self.extend(|out| Self::data_header(out, to, length));
         if length <= COPY_BYTES_MAX {
-            self.extend(|out| out.extend_from_slice(&buffer[..length]));
+            let copied = self.data_from(to, length, |place| {
+                place.copy_from_slice(&buffer[..length]);
+                Ok::<(), std::convert::Infallible>(())
+            });
+            debug_assert!(copied.is_ok());
             return pool.give(buffer);
+        }
+        if to.is_structured {
+            self.put(&chunk(to.cookie, CHUNK_DATA, length as u32 + 8));
+            self.put(&to.offset.to_be_bytes());
+        } else {
+            self.put(&simple(to.cookie, 0));
         }
         self.bytes += length;
         self.parts.push_back(Part::Data(buffer, length));
@@ -139,7 +174,7 @@ impl OutQueue {
     /// Extents of a block status: lengths and flags.
     pub fn extents(&mut self, to: ReplyTo, extents: &[(u32, u32)]) {
         self.extend(|out| {
-            chunk(out, to.cookie, CHUNK_STATUS, 4 + 8 * extents.len() as u32);
+            out.extend_from_slice(&chunk(to.cookie, CHUNK_STATUS, 4 + 8 * extents.len() as u32));
             out.extend_from_slice(&CONTEXT_ID.to_be_bytes());
             for (length, flags) in extents {
                 out.extend_from_slice(&length.to_be_bytes());
@@ -192,9 +227,9 @@ impl OutQueue {
             self.sent -= length;
             match self.parts.pop_front() {
                 Some(Part::Data(buffer, _)) => pool.give(buffer),
-                Some(Part::Bytes(mut bytes)) if bytes.capacity() <= 512 << 10 => {
-                    bytes.clear();
-                    self.spare = bytes;
+                Some(Part::Bytes(mut filled)) if filled.room.capacity() <= 512 << 10 => {
+                    filled.used = 0;
+                    self.spare = filled;
                 }
                 _ => {}
             }
@@ -202,20 +237,22 @@ impl OutQueue {
     }
 }
 
-fn simple(out: &mut Vec<u8>, cookie: u64, error: u32) {
+fn simple(cookie: u64, error: u32) -> [u8; 16] {
     let mut reply = [0u8; 16];
     reply[..4].copy_from_slice(&SIMPLE_MAGIC.to_be_bytes());
     reply[4..8].copy_from_slice(&error.to_be_bytes());
     reply[8..].copy_from_slice(&cookie.to_be_bytes());
-    out.extend_from_slice(&reply);
+    reply
 }
 
-fn chunk(out: &mut Vec<u8>, cookie: u64, kind: u16, length: u32) {
-    out.extend_from_slice(&CHUNK_MAGIC.to_be_bytes());
-    out.extend_from_slice(&CHUNK_DONE.to_be_bytes());
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&cookie.to_be_bytes());
-    out.extend_from_slice(&length.to_be_bytes());
+fn chunk(cookie: u64, kind: u16, length: u32) -> [u8; 20] {
+    let mut header = [0u8; 20];
+    header[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
+    header[4..6].copy_from_slice(&CHUNK_DONE.to_be_bytes());
+    header[6..8].copy_from_slice(&kind.to_be_bytes());
+    header[8..16].copy_from_slice(&cookie.to_be_bytes());
+    header[16..].copy_from_slice(&length.to_be_bytes());
+    header
 }
 
 #[cfg(test)]
@@ -244,7 +281,7 @@ mod tests {
                 };
                 queue.data_from(to, length, fill).unwrap();
             }
-            simple(&mut expected, round, 0);
+            expected.extend_from_slice(&simple(round, 0));
             expected.resize(expected.len() + length, round as u8);
         }
         let mut got = Vec::new();
