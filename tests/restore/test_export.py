@@ -23,6 +23,7 @@ from tests.model.store import MemoryStore
 from tests.restore.replay import build, moments
 from workers.journal import chain
 from workers.journal.errors import PayloadDamaged
+from workers.journal.mapfile import MapUnusable
 from workers.journal.points import resolve
 from workers.journal.reader import Journal, open_journal
 from workers.restore import fetch, image
@@ -221,7 +222,7 @@ def test_every_refused_call_is_a_named_error(
         if last is None and calls < turn:
             break
         if last is not None:
-            assert isinstance(last, (TargetFailed, VerifyFailed))
+            assert isinstance(last, (TargetFailed, VerifyFailed, MapUnusable))
             assert last.hint
             for path in folder.glob("*.raw"):
                 assert path.read_bytes() == builder.model.images()[path.stem]

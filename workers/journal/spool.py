@@ -8,6 +8,7 @@ read again.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -96,6 +97,22 @@ class ColumnSpool:
             held[:] = [np.concatenate(held)]
         return held[0]
 
+    def rows_of(self, name: str, first: int, end: int) -> Column:
+        """Some rows of a column. They are read from the file, so that no mapping holds its pages
+        in memory. SpoolFull."""
+        if not self._files:
+            return self.column(name)[first:end]
+        with self._lock:
+            if self._held_bytes:
+                self._spill()
+        kind = self._kinds[name]
+        length, at = (end - first) * kind.itemsize, first * kind.itemsize
+        try:
+            data = os.pread(self._files[name].fileno(), length, at)
+        except OSError as error:
+            raise no_room(error) from error
+        return np.frombuffer(data, kind)
+
     def close(self) -> None:
         """Give the space back. Columns that were handed out stay readable while they are referred
         to."""
@@ -136,7 +153,7 @@ class Runs:
         """All rows of a bucket in the order of their arrival, as arrays in memory."""
         slices = [(int(e[number]), int(e[number + 1])) for e in self._edges]
         return {
-            name: np.concatenate([self._spool.column(name)[a:b] for a, b in slices])
+            name: np.concatenate([self._spool.rows_of(name, a, b) for a, b in slices])
             if slices
             else self._spool.column(name)
             for name in self._names
