@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import footprint, pipeline, pitmap, resync, tap
+from tests.bench import footprint, latency, pipeline, pitmap, resync, tap
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "footprint": footprint.cases,
     "pitmap": pitmap.cases,
     "resync": resync.cases,
+    "latency": latency.cases,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -102,6 +103,15 @@ class Faults:
         self._store.put_seconds = 0.7
         self._wait()
         self._store.put_seconds = 0.0
+
+
+def give_credentials(place: Place) -> None:
+    """Let the place's ingest use a service that asks for some."""
+    path = place.site.setup.path("store.json")
+    path.touch(0o600)
+    path.write_text(json.dumps({"access_key_id": "any", "secret_access_key": "body"}))
+    config = place.site.setup.path("ingest.toml")
+    config.write_text(f'store_credentials_file = "{path}"\n{config.read_text()}')
 
 
 def same_bytes(one: Path, other: Path) -> bool:

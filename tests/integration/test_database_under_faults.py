@@ -5,7 +5,6 @@ mounts, and the database starts with every transaction that was acknowledged bef
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import tempfile
 import time
@@ -23,7 +22,7 @@ from infra.demo.machine import Owner, Source, can_mount, make_disk
 from infra.demo.mounted import Mounted
 from infra.demo.processes import program, run
 from infra.demo.site import GROUP, TENANT
-from tests.integration.faults import Faults, FolderOfObjects, remove, same_bytes
+from tests.integration.faults import Faults, FolderOfObjects, give_credentials, remove, same_bytes
 from tests.integration.place import Place, made_place
 from tests.lanes import pick, tried
 from tests.servers.faulty_s3 import FaultyS3, running_faulty_s3
@@ -92,16 +91,8 @@ def scene() -> Iterator[Scene]:
             store.objects = FolderOfObjects(place.bucket)  # type: ignore[assignment]
             place.disk.unlink()
             make_disk(place.disk, work, owner)
-            _give_credentials(place)
+            give_credentials(place)
             yield Scene(place, store, owner)
-
-
-def _give_credentials(place: Place) -> None:
-    path = place.site.setup.path("store.json")
-    path.touch(0o600)
-    path.write_text(json.dumps({"access_key_id": "any", "secret_access_key": "body"}))
-    config = place.site.setup.path("ingest.toml")
-    config.write_text(f'store_credentials_file = "{path}"\n{config.read_text()}')
 
 
 def _work(scene: Scene, machine: Mounted) -> Faults:

@@ -1,6 +1,7 @@
 """Run the long lanes and write `tests/soak/SUMMARY.md`; ends 0 only if every part ended well.
 
-`LANE=ci` (default) takes about an hour, `LANE=nightly` several.
+`LANE=ci` (default) takes about an hour, `LANE=nightly` several; `LANE=test` tries as much as
+`make test` does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.soak.summary import Run, Step, read_report, render
 
 _SUMMARY = sources.ROOT / "tests/soak/SUMMARY.md"
 #: Schedules of the simulator.
-_SCHEDULES = {"ci": 10_000, "nightly": 100_000}
+_SCHEDULES = {"test": 2_000, "ci": 10_000, "nightly": 100_000}
 
 
 def counted_files() -> list[str]:
