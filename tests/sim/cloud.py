@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import io
 import random
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Ingest:
     budget: Budget | None = None
     lives: int = 0
     store_cut: bool = False
+    is_leaving: bool = False
     clock: WallClock = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +96,10 @@ class Ingest:
     def start(self) -> None:
         """A new process; one that lives stays."""
         if self.process is not None and self.process.is_alive:
-            return
+            if not self.is_leaving:
+                return
+            self.process.kill()  # it took its time, as a supervisor sees it
+        self.is_leaving = False
         cloud, place = self.cloud, self.place
         self.lives += 1
         process = self.process = Process(cloud.loop, f"{place.name}#{self.lives}")
@@ -151,11 +156,13 @@ class Ingest:
         process, server = self.process, self.server
         if process is None or not process.is_alive or process.is_stopped:
             return
+        self.is_leaving = True
         self.cloud.net.listen(self.place.name, None)
         assert server is not None
 
         async def leave() -> None:
             await server.stop()
-            process.kill()
+            # Not from within: the process would end the task that ends it.
+            self.cloud.loop.call_soon(process.kill, context=contextvars.Context())
 
         process.start(leave())

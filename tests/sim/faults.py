@@ -7,19 +7,15 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from host_agent.wire.errors import HoldfastError
 from tests.sim.cloud import Ingest
-from tests.sim.loop import Process, offload
 from tests.sim.machine import Machine
 from tests.sim.net import Weather
 from tests.sim.options import Fault
-from tests.sim.store import Client, Moods, sleep
+from tests.sim.store import Moods
+from tests.sim.worker import Worker
 from tests.sim.world import World
-from workers.journal.indexing import write_indexes
-from workers.storage.retry import RetryingStore, RetryPolicy, RetryTools
 
 _YEAR = 365.0 * 86_400
-_INDEX_SECONDS = 9.0
 
 
 class Nemesis:
@@ -34,8 +30,7 @@ class Nemesis:
         """All faults, each at its time; then until the guests' time is over."""
         for number, fault in enumerate(self._world.options.faults):
             self._tasks.append(self._loop.create_task(self._one(number, fault)))
-        if self._world.options.indexes:
-            self._tasks.append(self._loop.create_task(self._index_worker()))
+        self._tasks.append(self._loop.create_task(Worker(self._world).run()))
         await asyncio.sleep(self._world.options.seconds)
 
     async def _one(self, number: int, fault: Fault) -> None:
@@ -365,27 +360,3 @@ class Nemesis:
 
     async def _store_corrupt(self, fault: Fault, _rng: random.Random) -> None:
         await self._mood(fault, corrupt=0.1 + 0.4 * fault.strength)
-
-    # --- what runs beside
-
-    async def _index_worker(self) -> None:
-        world = self._world
-        process = Process(world.loop, "worker")
-        client = Client(world.service, world.loop, lambda: process.is_alive)
-        tools = RetryTools(lambda s: sleep(world.loop, s), world.loop.time, world.source("worker"))
-        store = RetryingStore(client, RetryPolicy(), tools)
-        rng = world.source("index")
-        while True:
-            await asyncio.sleep(_INDEX_SECONDS)
-            identity = rng.choice(world.machines).plan.identity
-            key = world.keys.tenant(identity.tenant)
-
-            async def work() -> None:
-                try:
-                    made = await offload(lambda: write_indexes(store, identity, key))  # noqa: B023
-                    world.counters["index_made"] += len(made.made)
-                except HoldfastError:
-                    world.count("index_failed")
-
-            task = process.start(work())
-            await asyncio.wait([task])

@@ -19,7 +19,8 @@ from host_agent.wire.record import Op
 from tests.sim.history import History
 from tests.sim.loop import Process, SimLoop
 from tests.sim.net import AgentLink, Network
-from tests.sim.tap import Kept, Ring, Shape, Tap, TapMeans
+from tests.sim.ring import Ring, Shape
+from tests.sim.tap import Kept, Tap, TapMeans
 from tests.sim.tapdoor import TapConnection
 
 START_NS = 1_767_225_600_000_000_000

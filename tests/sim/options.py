@@ -90,6 +90,7 @@ class Options:
     readings: int = 1
     corruptions: int = 0
     indexes: bool = False
+    folds: bool = False
     faults: tuple[Fault, ...] = field(default_factory=tuple)
 
     def as_dict(self) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def draw(seed: int) -> Options:
         readings=rng.choices((0, 1), (70, 30))[0],
         corruptions=rng.choices((0, 1, 3), (65, 20, 15))[0],
         indexes=rng.random() < 0.25,
+        folds=rng.random() < 0.25,
     )
     return replace(options, faults=_draw_faults(rng, options.seconds))
 
@@ -172,6 +174,8 @@ def shrunk(options: Options) -> list[Options]:
         found.append(replace(options, corruptions=0))
     if options.indexes:
         found.append(replace(options, indexes=False))
+    if options.folds:
+        found.append(replace(options, folds=False))
     if options.ingests > 1:
         found.append(replace(options, ingests=1))
     if options.disks > 1:

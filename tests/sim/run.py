@@ -19,9 +19,9 @@ from host_agent.wire import hashing, keys, limits, seal
 from tests.sim.faults import Nemesis
 from tests.sim.loop import Killed, simulation
 from tests.sim.options import Options
-from tests.sim.world import GRID, Keys, World
-from workers.ingest import session
-from workers.journal import indexfile
+from tests.sim.world import GRACE_SECONDS, GRID, Keys, World
+from workers.ingest import chain, session
+from workers.journal import indexfile, retention
 
 
 class Inline:
@@ -35,6 +35,10 @@ class Inline:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def map(self, call: Callable[..., Any], *over: Any) -> Iterator[Any]:
+        """Make the calls as they are wanted."""
+        return map(call, *over)
 
     def shutdown(self, *_: object, **__: object) -> None:
         """Nothing runs."""
@@ -87,6 +91,8 @@ def environment() -> Iterator[Keys]:
             (session, "WINDOW_BYTES", 192 * 1024),
             (session, "_RECEIVED_EVERY_BYTES", 64 * 1024),
             (indexfile, "SPAN", 8),
+            (retention, "WINDOW_SECONDS_MIN", 5),
+            (chain, "STALL_SECONDS", GRACE_SECONDS // 10),
             (seal.FrameSealer, "seal", _seal),
         ):
             stack.enter_context(patch.object(place, name, value))

@@ -25,6 +25,8 @@ from workers.storage.port import Created, Listed
 
 #: What the S3 client waits for an answer.
 _ANSWER_SECONDS = 8.0
+#: 2026, the service's clock when the simulation begins.
+_START = 1_767_225_600
 
 
 @dataclass
@@ -161,6 +163,7 @@ class Client:
 
     def __init__(self, service: Service, loop: SimLoop, reaches: Callable[[], bool]) -> None:
         self._service, self._loop, self._reaches = service, loop, reaches
+        self._answered: int | None = None
 
     def _ask(self, do: Callable[[], Any], creates: bool = False) -> Any:
         def register(answer: Callable[[Any], None]) -> None:
@@ -169,6 +172,8 @@ class Client:
                 self._service.request(do, answer, creates)
 
         outcome = block(register)
+        if not isinstance(outcome, TimeoutError):
+            self._answered = int(self._loop.time())
         if isinstance(outcome, TimeoutError):
             if creates:
                 raise OutcomeUnknown("sim:// did not answer.")
@@ -221,7 +226,7 @@ class Client:
 
     def answered_at(self) -> int | None:
         """The service's clock, in whole seconds as S3 shows it."""
-        return (1_767_225_600 + int(self._loop.time())) * 1_000_000_000
+        return None if self._answered is None else (_START + self._answered) * 1_000_000_000
 
 
 def sleep(loop: SimLoop, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from blake3 import blake3
@@ -13,18 +13,21 @@ from blake3 import blake3
 from host_agent.wire.keys import GroupKey, TenantKey
 from host_agent.wire.names import Identity
 from host_agent.wire.record import State
-from host_agent.wire.segment import SegmentInfo, parse_trailer
+from host_agent.wire.segment import KIND_DATA, parse_trailer
 from tests.model.store import MemoryStore
 from tests.sim.cloud import Cloud, Ingest, Place
 from tests.sim.judge import Answer, Broken, Question, judge
 from tests.sim.loop import SimLoop
-from tests.sim.machine import Machine, Plan, Surroundings
+from tests.sim.machine import START_NS, Machine, Plan, Surroundings
 from tests.sim.net import Network, Weather
 from tests.sim.options import Options
+from tests.sim.ring import Shape
 from tests.sim.store import Service
-from tests.sim.tap import Shape
+from workers.journal.boundary import parse_boundary
 
 GRID = 64
+#: A history window and a grace of collection: seconds here, hours elsewhere.
+WINDOW_SECONDS, GRACE_SECONDS = 10, 20
 _SLOTS = 512
 _BUDGET_BYTES = 512 * 1024
 #: After all faults are healed everything must be recording and stored within this, seconds.
@@ -38,7 +41,16 @@ class Durable:
 
     identity: Identity
     stored: dict[bytes, int]
-    newest: SegmentInfo | None = None
+    #: Of each data segment: place, generation, last sequence.
+    places: list[tuple[int, bytes, int]] = field(default_factory=list)
+    #: Of each boundary: when it was made, and its first place.
+    boundaries: list[tuple[float, int]] = field(default_factory=list)
+
+    def is_given_up(self, generation: bytes, seq: int) -> bool:
+        """Whether a boundary lets go of the position."""
+        first = max((first for _, first in self.boundaries), default=1)
+        place = next((p for p, name, last in self.places if name == generation and last >= seq), 0)
+        return 0 < place < first
 
 
 class World:
@@ -53,6 +65,9 @@ class World:
         self.net = Network(loop, self.source("net"), self.count, Weather())
         self.service = Service(loop, self.source("store"), self.count)
         self.service.on_create = self._on_create
+        self.service.on_delete = self._on_delete
+        clocks = (f.kind.startswith("ingest_clock") for f in options.faults)
+        self.has_wrong_clocks = any(clocks)
         self.durable: dict[str, Durable] = {}
         self.sealed: set[tuple[bytes, int]] = set()
         self.machines: list[Machine] = []
@@ -87,15 +102,36 @@ class World:
 
     def _on_create(self, name: str, data: bytes) -> None:
         self.trace("store", name, len(data))
+        if "/boundary/" in name:
+            self._on_boundary(name, data)
         if "/chain/" not in name:
             return
         info = parse_trailer(data)
         stream = self.durable[name.partition("/chain/")[0]]
-        stream.newest = info
-        self.count("segment" if info.kind == 2 else "epoch")
+        if info.kind == KIND_DATA:
+            stream.places.append((info.place, info.generation, info.last_seq))
+        self.count("segment" if info.kind == KIND_DATA else "epoch")
         if any(info.generation):
             known = stream.stored.get(info.generation, 0)
             stream.stored[info.generation] = max(known, info.last_seq)
+
+    def _on_boundary(self, name: str, data: bytes) -> None:
+        stream = self.durable[name.partition("/boundary/")[0]]
+        boundary = parse_boundary(data, stream.identity, int(name[-16:], 16))
+        stream.boundaries.append((self.loop.time(), boundary.first_place))
+        self.count("boundary")
+        begins = START_NS + int((self.loop.time() - WINDOW_SECONDS) * 1e9)
+        if boundary.history_from > begins and not self.has_wrong_clocks:
+            self.fail(Broken("I15", f"{name} gives up what is within the window"))
+
+    def _on_delete(self, name: str) -> None:
+        self.trace("store deletes", name)
+        if "/chain/" in name:
+            stream = self.durable[name.partition("/chain/")[0]]
+            over = self.loop.time() - GRACE_SECONDS + 1.0
+            place = int(name[-16:], 16)
+            if not any(at <= over and place < first for at, first in stream.boundaries):
+                self.fail(Broken("I15", f"{name} was deleted before its grace was over"))
 
     def on_freed(self, machine: Machine, generation: bytes, seq: int) -> None:
         """An agent gave ring space back: only what is stored may go."""
@@ -303,6 +339,7 @@ class World:
             rng,
             self.count,
             use_index,
+            is_given_up=self.durable[str(identity)].is_given_up,
             points=4 if at_end else 2,
         )
         answer = judge(ask)
