@@ -267,7 +267,10 @@ class Journal:
         return plain
 
     def _spooled(self, number: int) -> int:
-        """The place of an opened frame in the spools; -1 for one behind an index object."""
+        """The place of an opened frame in the spools; -1 for one behind an index object, and for
+        none: a layer may end where no data was ever written."""
+        if number < 0:
+            return -1
         run = run_of_frame(self.runs, number)
         if not isinstance(run, SegmentRun):
             return -1
