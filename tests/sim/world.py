@@ -43,7 +43,7 @@ class Durable:
     stored: dict[bytes, int]
     #: Of each data segment: place, generation, last sequence.
     places: list[tuple[int, bytes, int]] = field(default_factory=list)
-    #: Of each boundary: when it was made, and its first place.
+    #: Of each boundary: when it was set, and its first place.
     boundaries: list[tuple[float, int]] = field(default_factory=list)
 
     def is_given_up(self, generation: bytes, seq: int) -> bool:
@@ -118,7 +118,9 @@ class World:
     def _on_boundary(self, name: str, data: bytes) -> None:
         stream = self.durable[name.partition("/boundary/")[0]]
         boundary = parse_boundary(data, stream.identity, int(name[-16:], 16))
-        stream.boundaries.append((self.loop.time(), boundary.first_place))
+        # From when it was set: a create may be repeated for longer than a grace is here.
+        set_at = (boundary.set_at - START_NS) / 1e9
+        stream.boundaries.append((set_at, boundary.first_place))
         self.count("boundary")
         begins = START_NS + int((self.loop.time() - WINDOW_SECONDS) * 1e9)
         if boundary.history_from > begins and not self.has_wrong_clocks:

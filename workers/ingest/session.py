@@ -42,6 +42,7 @@ from workers.ingest.parser import Taking
 from workers.ingest.readback import Readback
 from workers.ingest.rpo import Moment
 from workers.ingest.tools import Line, Registry, Tools
+from workers.journal.errors import BoundaryDamaged
 from workers.storage.errors import StoreError
 
 #: Unstored bytes that an agent may have sent: the open and the committing segment, and as much
@@ -380,7 +381,7 @@ def _as_end(error: HoldfastError) -> HoldfastError:
             hint=error.hint,
             retry_seconds=5.0 if error.retryable else None,
         )
-    if isinstance(error, ChainBroken | WireError):
+    if isinstance(error, ChainBroken | WireError | BoundaryDamaged):
         return SessionEnded(CloseCode.CHAIN_BROKEN, error.message, hint=error.hint)
     raise error
 
