@@ -7,7 +7,10 @@ right.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +28,10 @@ from workers.restore.errors import TargetExists, target_error
 from workers.restore.frames import Columns, FramePieces
 from workers.restore.image import RawImage
 from workers.restore.progress import Progress, Silent
+
+#: Frames that are written at once, and at most so many opened ones (4 MiB each) that wait for it.
+_WRITERS = 2
+_FRAMES_UNDER_WAY = 6
 
 
 @dataclass(frozen=True)
@@ -143,12 +150,26 @@ class _Writer:
         self._map = found
         self._images = images
         self._progress = progress
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         """Write everything."""
-        with FramePieces(self._journal, self._map) as frames:
-            for frame, plain, piece in frames:
-                self._write_frame(frame, plain, piece)
+        under_way: deque[Future[None]] = deque()
+        with (
+            ThreadPoolExecutor(_WRITERS, "holdfast-write") as pool,
+            FramePieces(self._journal, self._map) as frames,
+        ):
+            try:
+                # Pieces overlap nowhere, so their order does not matter.
+                for frame, plain, piece in frames:
+                    under_way.append(pool.submit(self._write_frame, frame, plain, piece))
+                    if len(under_way) >= _FRAMES_UNDER_WAY:
+                        under_way.popleft().result()
+                while under_way:
+                    under_way.popleft().result()
+            finally:
+                for future in under_way:
+                    future.cancel()
 
     def _write_frame(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:
         self._add_crcs(frame, plain, piece)
@@ -163,7 +184,8 @@ class _Writer:
             length = ends[high - 1] - start[low]
             self._images[disk[low]].write(start[low], buffers, length)
             failpoint("export_after_piece_before_next")
-        self._progress.advance(int(piece["length"].sum(dtype=np.uint64)))
+        with self._lock:
+            self._progress.advance(int(piece["length"].sum(dtype=np.uint64)))
 
     def _add_crcs(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:
         """Whole records keep the CRC that the tap took; parts of records get their own."""
@@ -180,4 +202,6 @@ class _Writer:
         for disk in np.unique(piece["disk"]).tolist():
             own = piece["disk"] == disk
             start, length = piece["start"][own], piece["length"][own]
-            self._images[disk].crc.add(start, length.astype(np.uint64), crc[own])
+            with self._lock:
+                self._images[disk].crc.add(start, length.astype(np.uint64), crc[own])
+                self._images[disk].bytes_written += int(length.sum(dtype=np.uint64))

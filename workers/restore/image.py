@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,13 +54,11 @@ class RawImage:
             if len(buffers) <= _VECTOR_MAX:
                 done = os.pwritev(self._fd, buffers, offset)
                 if done == length:
-                    self.bytes_written += length
                     return
             # More than the system takes at once, or it took a part only.
             self._write_all(offset, memoryview(b"".join(buffers)))
         except OSError as error:
             raise target_error(self._partial, "written", error) from error
-        self.bytes_written += length
 
     def _write_all(self, offset: int, data: memoryview) -> None:
         while data:
@@ -82,25 +81,41 @@ class RawImage:
         """
         if os.fstat(self._fd).st_size != self.size:
             raise self._differs()
-        crc, at = 0, 0
+        crc = 0
         hasher = blake3(max_threads=blake3.AUTO) if digest else None
-        while at < self.size:
-            length = self._hole_at(at)
-            if length:
+        for length, data in self._stretches():
+            if data is None:
                 crc = after_zeroes(crc, length)
                 if hasher is not None:
                     for done in range(0, length, _READ_BYTES):
                         hasher.update(memoryview(_ZEROES)[: min(_READ_BYTES, length - done)])
             else:
-                data = self._read(at, min(_READ_BYTES, self.size - at))
-                crc, length = crc32c_extend(crc, data), len(data)
+                crc = crc32c_extend(crc, data)
                 if hasher is not None:
                     hasher.update(data)
-            at += length
             advance(length)
         if crc != self.crc.value():
             raise self._differs()
         self.digest = hasher.hexdigest() if hasher else ""
+
+    def _stretches(self) -> Iterator[tuple[int, bytes | None]]:
+        """The file in order: lengths of holes, and data, of which one stretch is read ahead."""
+
+        def stretch(at: int) -> tuple[int, bytes | None]:
+            hole = self._hole_at(at)
+            if hole:
+                return hole, None
+            data = self._read(at, min(_READ_BYTES, self.size - at))
+            return len(data), data
+
+        with ThreadPoolExecutor(1, "holdfast-verify") as pool:
+            at = 0
+            ahead = pool.submit(stretch, 0) if self.size else None
+            while ahead is not None:
+                length, data = ahead.result()
+                at += length
+                ahead = pool.submit(stretch, at) if at < self.size else None
+                yield length, data
 
     def _hole_at(self, at: int) -> int:
         """Bytes of the hole at `at` if it is worth jumping over, else 0: short ones are read."""
