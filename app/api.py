@@ -20,10 +20,24 @@ from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
+from app.users.endpoints import inviting, logging_in
+from app.users.endpoints import router as users
 
 #: Open to anybody: nothing of a tenant is in them.
 PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"})
-_ROUTERS = (tenant, sites, hosts, joining, renewing, api_keys, events, provider_tenants)
+_ROUTERS = (
+    tenant,
+    sites,
+    hosts,
+    joining,
+    renewing,
+    users,
+    inviting,
+    logging_in,
+    api_keys,
+    events,
+    provider_tenants,
+)
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."
 
 

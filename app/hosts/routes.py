@@ -39,7 +39,7 @@ class RenewalRoute(TenantRoute):
         return Token(claim.tenant_id, claim.host_id, "")
 
     async def authenticate(self, entry: Entry) -> Principal:
-        claim = read_claim(_renewal(entry.body))
+        claim = read_claim(_renewal(await entry.request.body()))
         tools = entry.tools
         return await authenticate_renewal(entry.session, claim, tools.sealer, tools.clock.now())
 

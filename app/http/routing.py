@@ -22,8 +22,9 @@ from app.identity.principals import (
     refused,
 )
 from app.identity.privileges import Privilege
-from app.identity.tokens import Token, parse_token
+from app.identity.tokens import KEY, SESSION, Token, parse_token
 from app.kit.problems import Problem
+from app.users.entering import authenticate_session
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -59,7 +60,7 @@ class Entry:
     session: TenantSession
     tools: Tools
     credential: Token
-    body: bytes
+    request: Request
 
 
 class TenantRoute(APIRoute):
@@ -72,34 +73,40 @@ class TenantRoute(APIRoute):
     async def credential(self, request: Request) -> Token:
         """Whom the request says that it comes from; Problem `not_authenticated`."""
         token = parse_token(bearer_of(request))
-        if token is None or token.tenant_id is None:
+        if token is None or token.kind not in (KEY, SESSION):
             raise refused()
         return token
 
     async def authenticate(self, entry: Entry) -> Principal:
         """Who it is; Problem `not_authenticated`."""
-        tools = entry.tools
-        return await authenticate_tenant(
-            entry.session, entry.credential, tools.sealer, tools.clock.now()
-        )
+        tools, token = entry.tools, entry.credential
+        enter = authenticate_session if token.kind == SESSION else authenticate_tenant
+        return await enter(entry.session, token, tools.sealer, tools.clock.now())
+
+    async def on_refused(self, request: Request, credential: Token) -> None:
+        """Somebody was not let in."""
 
     def get_route_handler(self) -> _Handler:
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            body = await request.body()  # a slow sender holds no connection of the database
+            await request.body()  # a slow sender holds no connection of the database
             credential = await self.credential(request)
             assert credential.tenant_id is not None
             tools: Tools = request.app.state.tools
             try:
                 async with tools.database.tenant(credential.tenant_id) as session:
-                    principal = await self.authenticate(Entry(session, tools, credential, body))
-                    unit = TenantUnit(session, principal, tools, _circumstances(request, principal))
+                    principal = await self.authenticate(Entry(session, tools, credential, request))
+                    unit = TenantUnit(
+                        session, principal, tools, circumstances_of(request, principal.actor)
+                    )
                     request.state.unit = unit
                     return await _answer(request, unit, original)
             except Problem as problem:
                 if problem.code == "privilege_missing":
                     await _note_denied(request, problem)
+                if problem.code == "not_authenticated":
+                    await self.on_refused(request, credential)
                 raise
 
         return handle
@@ -147,7 +154,7 @@ class ProviderRoute(APIRoute):
             async with tools.database.provider() as session:
                 principal = await authenticate_provider(session, token, tools.sealer)
                 request.state.unit = ProviderUnit(
-                    session, principal, tools, _circumstances(request, principal)
+                    session, principal, tools, circumstances_of(request, principal.actor)
                 )
                 response = await original(request)
                 await session.commit()
@@ -162,9 +169,10 @@ def bearer_of(request: Request) -> str:
     return text.strip() if scheme.lower() == "bearer" else ""
 
 
-def _circumstances(request: Request, principal: Principal) -> Circumstances:
+def circumstances_of(request: Request, actor: str) -> Circumstances:
+    """Who acts, in which request, from where, when."""
     return Circumstances(
-        actor=principal.actor,
+        actor=actor,
         address=request.client.host if request.client else "",
         request_id=request.state.request_id,
         at=request.app.state.tools.clock.now(),

@@ -24,12 +24,15 @@ _LAST_USED_GRAIN = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Principal:
-    """An authenticated caller. `tenant_id` is None for the provider's staff."""
+    """An authenticated caller. `tenant_id` is None for the provider's staff, `session_id` for all
+    but people in a session.
+    """
 
     tenant_id: UUID | None
     id: UUID
     actor: str
     privileges: frozenset[Privilege]
+    session_id: UUID | None = None
 
     def require(self, privilege: Privilege) -> None:
         """Problem `privilege_missing` unless the caller has it."""
@@ -52,7 +55,7 @@ def refused() -> Problem:
 async def authenticate_tenant(
     session: TenantSession, token: Token, sealer: Sealer, now: datetime
 ) -> Principal:
-    """The tenant's principal behind a token; Problem `not_authenticated`."""
+    """The tenant's principal behind an API key's token; Problem `not_authenticated`."""
     key = await session.orm.get(ApiKey, key_of(session.tenant_id, token.id))
     tenant = await session.orm.get(Tenant, session.tenant_id)
     if key is None or tenant is None or not token.matches(sealer, key.fingerprint):

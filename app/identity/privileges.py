@@ -22,6 +22,9 @@ class Privilege(StrEnum):
     AUDIT_READ = "audit.read"
     HOST_JOIN = "host.join"
     HOST_RENEW = "host.renew"
+    SELF = "self"
+    INVITATION_ACCEPT = "invitation.accept"
+    LOGIN = "login"
     PROVIDER_TENANTS = "provider.tenants"
 
 
@@ -34,7 +37,13 @@ class Role(StrEnum):
 
 
 _VIEWER = frozenset(
-    {Privilege.TENANT_READ, Privilege.SITES_READ, Privilege.HOSTS_READ, Privilege.EVENTS_READ}
+    {
+        Privilege.SELF,
+        Privilege.TENANT_READ,
+        Privilege.SITES_READ,
+        Privilege.HOSTS_READ,
+        Privilege.EVENTS_READ,
+    }
 )
 _OPERATOR = _VIEWER | {
     Privilege.SITES_WRITE,
@@ -43,8 +52,14 @@ _OPERATOR = _VIEWER | {
     Privilege.API_KEYS_READ,
 }
 
-#: Of join tokens, of hosts, and of the provider's staff: of no tenant's role.
-_OF_OTHERS = {Privilege.HOST_JOIN, Privilege.HOST_RENEW, Privilege.PROVIDER_TENANTS}
+#: Of those who are only about to come in, and of the provider's staff: of no tenant's role.
+_OF_OTHERS = {
+    Privilege.HOST_JOIN,
+    Privilege.HOST_RENEW,
+    Privilege.INVITATION_ACCEPT,
+    Privilege.LOGIN,
+    Privilege.PROVIDER_TENANTS,
+}
 
 PRIVILEGES: dict[Role, frozenset[Privilege]] = {
     Role.VIEWER: _VIEWER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from app.http.unit import TenantUnit
@@ -14,8 +14,9 @@ from app.identity.tokens import Token, make_token
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.kit.sealing import Sealer
-from app.models import ApiKey
+from app.models import ApiKey, User
 from app.models.base import key_of
+from app.models.identity import UserState
 
 
 async def get_api_key(unit: TenantUnit, key_id: str) -> ApiKey:
@@ -66,10 +67,10 @@ async def revoke_api_key(unit: TenantUnit, key: ApiKey) -> None:
     """End a key at once. Repeats change nothing; Problem `last_administrator`."""
     if key.revoked_at is not None:
         return
-    if key.role == Role.ADMINISTRATOR and await _administrators(unit) <= 1:
+    if key.role == Role.ADMINISTRATOR and await count_administrators(unit) <= 1:
         raise Problem(
             "last_administrator",
-            "This is the last API key of an administrator.",
+            "This is the last administrator.",
             hint="Make another one first.",
         )
     key.revoked_at = unit.now
@@ -77,9 +78,11 @@ async def revoke_api_key(unit: TenantUnit, key: ApiKey) -> None:
     unit.note("api_keys.revoked", show(Kind.API_KEY, key.id), name=key.name)
 
 
-async def _administrators(unit: TenantUnit) -> int:
-    """How many keys could still administer, counted under a lock against revoking the last two."""
-    still = (
+async def count_administrators(unit: TenantUnit) -> int:
+    """API keys and people that can administer now, counted under locks against ending the last
+    two at once.
+    """
+    keys = (
         select(ApiKey.id)
         .where(
             ApiKey.tenant_id == unit.session.tenant_id,
@@ -87,8 +90,18 @@ async def _administrators(unit: TenantUnit) -> int:
             ApiKey.revoked_at.is_(None),
             (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > unit.now),
         )
+        .order_by(ApiKey.id)
         .with_for_update()
-        .subquery()
     )
-    found = await unit.session.orm.scalar(select(func.count()).select_from(still))
-    return found or 0
+    people = (
+        select(User.id)
+        .where(
+            User.tenant_id == unit.session.tenant_id,
+            User.role == Role.ADMINISTRATOR,
+            User.state == UserState.ACTIVE,
+        )
+        .order_by(User.id)
+        .with_for_update()
+    )
+    found = [(await unit.session.orm.scalars(query)).all() for query in (keys, people)]
+    return sum(map(len, found))

@@ -21,6 +21,7 @@ class Kind(StrEnum):
 
     TENANT = "ten"
     USER = "usr"
+    SESSION = "ses"
     API_KEY = "key"
     SITE = "site"
     HOST = "host"

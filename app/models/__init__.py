@@ -3,7 +3,7 @@
 from app.models.base import Base, Resource, TenantOwned
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
-from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User
+from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
 from app.models.sites import Site
 from app.models.tenants import Tenant
 
@@ -23,4 +23,5 @@ __all__ = [
     "TenantLedger",
     "TenantOwned",
     "User",
+    "UserSession",
 ]

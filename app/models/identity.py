@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import BigInteger, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Resource, TenantOwned
 
 
+class UserState(StrEnum):
+    """`invited` until the invitation was accepted."""
+
+    INVITED = "invited"
+    ACTIVE = "active"
+    DISABLED = "disabled"
+
+
 class User(Resource, Base):
-    """A local account. The one-time code's secret is sealed."""
+    """A local account. The one-time code's secret is sealed; of an invitation only the fingerprint
+    is kept.
+    """
 
     __tablename__ = "users"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -21,9 +32,25 @@ class User(Resource, Base):
     name: Mapped[str]
     display_name: Mapped[str]
     role: Mapped[str]
-    password_hash: Mapped[str]
+    state: Mapped[str]
+    password_hash: Mapped[str | None]
     totp_secret: Mapped[bytes | None]
-    is_enabled: Mapped[bool] = mapped_column(default=True)
+    totp_step: Mapped[int] = mapped_column(BigInteger, default=0, doc="The newest step used.")
+    failures: Mapped[int] = mapped_column(default=0, doc="Wrong logins since the last right one.")
+    locked_until: Mapped[datetime | None]
+    invitation: Mapped[bytes | None]
+    invitation_expires_at: Mapped[datetime | None]
+
+
+class UserSession(Resource, Base):
+    """A person who is logged in."""
+
+    __tablename__ = "user_sessions"
+
+    user_id: Mapped[UUID]
+    fingerprint: Mapped[bytes]
+    seen_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class ApiKey(Resource, Base):
