@@ -4,47 +4,67 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from host_agent.wire.errors import HoldfastError
-from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
-from workers.cli.control import GROUPS, audit_command, events_command
-from workers.cli.journal import VerifyOptions, journal_app, verify_command
-from workers.cli.keys import keys_app
 from workers.cli.options import command
 from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
-from workers.cli.restore import restore_app
-from workers.cli.up import up_command
 
-app = typer.Typer(
-    name="holdfast",
-    help="Every write journalled, any moment brought back.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(restore_app, name="restore")
-app.add_typer(keys_app, name="keys")
-app.add_typer(journal_app, name="journal")
-command(app, "verify", VerifyOptions)(verify_command)
-app.command("up")(up_command)
-for _name, _commands in GROUPS.items():
-    app.add_typer(_commands, name=_name)
-app.command("events")(events_command)
-app.command("audit")(audit_command)
+
+def make_app(first: str = "") -> typer.Typer:
+    """The program. With the first word of the command line, only what that word needs is there: who
+    restores must not wait for the imports of everything else."""
+    app = typer.Typer(
+        name="holdfast",
+        help="Every write journalled, any moment brought back.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    if first == "restore":
+        _add_restore(app)
+    else:
+        _add_all(app)
+    return app
+
+
+def _add_restore(app: typer.Typer) -> None:
+    from workers.cli.restore import restore_app
+
+    app.add_typer(restore_app, name="restore")
+
+
+def _add_all(app: typer.Typer) -> None:
+    _add_restore(app)
+    from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
+    from workers.cli.control import GROUPS, audit_command, events_command
+    from workers.cli.journal import VerifyOptions, journal_app, verify_command
+    from workers.cli.keys import keys_app
+    from workers.cli.up import up_command
+
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(journal_app, name="journal")
+    command(app, "verify", VerifyOptions)(verify_command)
+    app.command("up")(up_command)
+    for name, commands in GROUPS.items():
+        app.add_typer(commands, name=name)
+    app.command("events")(events_command)
+    app.command("audit")(audit_command)
+    app.command()(ingest)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"holdfast {version('holdfast')}")
         raise typer.Exit
 
 
-@app.callback()
 def root(
     show_version: Annotated[
         bool,
@@ -54,7 +74,6 @@ def root(
     """Every write journalled, any moment brought back."""
 
 
-@app.command()
 def ingest(
     config: Annotated[Path, typer.Option(help="The configuration file, TOML.")],
 ) -> None:
@@ -75,7 +94,7 @@ def main() -> None:
     """Run the command; end with 0, 1 (a named error), 2 (usage) or 130 (interrupted)."""
     as_json = "--json" in sys.argv
     try:
-        app()
+        make_app(*sys.argv[1:2])()
     except HoldfastError as error:
         print_error(error, as_json=as_json)
         sys.exit(EXIT_FAILED)

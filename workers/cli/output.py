@@ -7,19 +7,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import TYPE_CHECKING
 
 from host_agent.wire.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -109,10 +102,20 @@ class BarProgress:
 @contextmanager
 def shown_progress() -> Iterator[PlainProgress | BarProgress]:
     """Bars where standard error is a terminal, lines where it is not."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield PlainProgress()
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

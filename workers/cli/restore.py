@@ -20,21 +20,17 @@ from workers.cli.options import (
     command,
 )
 from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_text
-from workers.cli.tables import show_stream
 from workers.journal.catalogue import choose_stream, list_streams
 from workers.journal.errors import JournalError, NoSuchStream
 from workers.journal.moment import open_at
 from workers.journal.points import Point
 from workers.journal.reader import Journal, ReadOptions, open_journal
 from workers.journal.selectors import format_time
-from workers.journal.verify import verify
-from workers.restore import export as exporting
-from workers.restore import serve as serving
-from workers.restore.listing import summarise
 from workers.restore.progress import Progress
 from workers.storage.port import ObjectStore
 from workers.storage.url import open_store
 
+# What a command needs alone is imported in it: a guest may be waiting for its first read.
 restore_app = typer.Typer(
     help="Bring back any moment from the bucket and the tenant's key alone.", no_args_is_help=True
 )
@@ -71,6 +67,10 @@ def _fitting(store: ObjectStore, options: StoreOptions) -> list[Identity]:
 def _list_one(
     options: ListOptions, progress: Progress, store: ObjectStore, stream: tuple[Identity, TenantKey]
 ) -> dict[str, object]:
+    from workers.cli.tables import show_stream
+    from workers.journal.verify import verify
+    from workers.restore.listing import summarise
+
     identity, key = stream
     progress.start("read", None, "segments")
     try:
@@ -124,6 +124,8 @@ def describe(point: Point) -> str:
 @command(restore_app, "export", ExportOptions)
 def export_command(options: ExportOptions) -> None:
     """Write every disk of a moment as a raw image, verified by reading it back."""
+    from workers.restore import export as exporting
+
     with shown_progress() as progress, _opened(options, progress) as (journal, point):
         wanted = exporting.ExportOptions(
             options.output,
@@ -145,6 +147,8 @@ def export_command(options: ExportOptions) -> None:
 @command(restore_app, "serve", ServeOptions)
 def serve_command(options: ServeOptions) -> None:
     """Serve every disk of a moment over NBD at once; what guests write goes to a scratch layer."""
+    from workers.restore import serve as serving
+
     with shown_progress() as progress, _opened(options, progress) as (journal, point):
         wanted = serving.ServeOptions(
             options.socket_dir, fill=options.fill, cache=options.map_cache, progress=progress
