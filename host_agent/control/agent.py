@@ -332,13 +332,18 @@ class Agent:
         """New limits until the agent starts again; what is not named stays as it is."""
         group = self._group(request)
         buckets = group.the_stream().buckets
-        rates = {"replication": buckets.replication.rate, "sync": buckets.sync.rate}
+        rates = {
+            "replication": buckets.replication.rate,
+            "sync": buckets.sync.rate,
+            "scan": buckets.scan.rate,
+        }
         for name in rates:
             if name in request:
                 mbit = _number(request, name, 0.1, 1_000_000.0)
                 rates[name] = None if mbit is None else mbit * 1e6 / 8
         for stream in group.copies.values():
             stream.set_limits(rates["replication"], rates["sync"])
+            stream.buckets.scan.set_rate(rates["scan"], self._means.clock.monotonic())
         return {"group": group.config.name, **{f"{k}_bytes_per_second": rates[k] for k in rates}}
 
 

@@ -107,9 +107,17 @@ def _add_group_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
         "limit", parents=[answers], help="change the group's bandwidth until the agent restarts"
     )
     limit.add_argument("group", metavar="GROUP")
-    for name in ("replication", "sync"):
+    for name, what in (
+        ("replication", "what machines write now"),
+        ("sync", "what syncs send"),
+        ("scan", "what comparisons read of disks"),
+    ):
         limit.add_argument(
-            f"--{name}", metavar="MBIT", type=_rate, default=argparse.SUPPRESS, help="or: none"
+            f"--{name}",
+            metavar="MBIT",
+            type=_rate,
+            default=argparse.SUPPRESS,
+            help=f"{what}; or: none",
         )
     limit.set_defaults(run=_limit)
     sync = verbs.add_parser(
@@ -221,7 +229,7 @@ def _rate(text: str) -> float | None:
 
 def _limit(given: argparse.Namespace) -> int:
     request: dict[str, Any] = {"do": "limit", "group": given.group}
-    for name in ("replication", "sync"):
+    for name in ("replication", "sync", "scan"):
         if name in given:
             request[name] = getattr(given, name)
     answer = _ask(given, request)

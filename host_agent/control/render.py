@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def moment(nanoseconds: int) -> str:
+    """An instant in UTC, to the second."""
+    return datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def status(answer: Fields) -> str:
     """The whole of `status`."""
     tap = answer["tap"]
@@ -64,6 +70,7 @@ def _group(group: Fields) -> list[str]:
         ("ring", _ring(group["ring"])),
         ("spool", _spool(group["spool"])),
         ("sync", _sync(group["sync"])),
+        ("gap", _gap(group["sync"])),
         ("sending", _sending(group)),
         ("ingest", _ingest(group["ingest"])),
         *_disks(group),
@@ -123,6 +130,14 @@ def _sync(sync: Fields | None) -> str:
         f"{why}: {(total - left) / total:.0%} of {size(total)}, {size(left)} left "
         f"at {pace} of disk, {_until_end(sync)}; {_comparison(sync['comparison'])}"
     )
+
+
+def _gap(sync: Fields | None) -> str:
+    if not sync:
+        return ""
+    since = sync["no_moment_after"]
+    after = moment(since) if since else "the beginning"
+    return f"no moment after {after} can be chosen until this sync ends; older ones stay good"
 
 
 def _until_end(sync: Fields) -> str:
@@ -281,5 +296,6 @@ def limit(answer: Fields) -> str:
     replication = rate(answer["replication_bytes_per_second"])
     return (
         f"group {answer['group']}: replication {replication}, "
-        f"syncs {rate(answer['sync_bytes_per_second'])}"
+        f"syncs {rate(answer['sync_bytes_per_second'])}, "
+        f"comparisons {rate(answer['scan_bytes_per_second'])} of disk"
     )

@@ -86,7 +86,12 @@ def _describe_drain(group: Group) -> Fields:
         "ingest": {"address": None, "epoch": None},
         "rates": {"wire_bytes_per_second": 0, "plain_bytes_per_second": 0, "waits": {}},
         "limits": dict.fromkeys(
-            ("replication_bytes_per_second", "sync_bytes_per_second", "throttle_bytes_per_second")
+            (
+                "replication_bytes_per_second",
+                "sync_bytes_per_second",
+                "throttle_bytes_per_second",
+                "scan_bytes_per_second",
+            )
         ),
         "counters": {},
         "failure": failure.as_dict() if failure else None,
@@ -195,6 +200,7 @@ def _sync(stream: Stream, facts: Fields, now: float) -> Fields | None:
     meaning, compared = meaning_of(ring.state.cause), sync.compared
     return {
         "cause": ring.state.cause,
+        "no_moment_after": stream.figures.recovery.safe_time,
         "why": meaning.why if meaning else None,
         "reads": meaning.reads if meaning else None,
         "comparison": _comparison(compared),
@@ -248,6 +254,7 @@ def _limits(stream: Stream) -> Fields:
         "replication_bytes_per_second": buckets.replication.rate,
         "sync_bytes_per_second": buckets.sync.rate,
         "throttle_bytes_per_second": buckets.throttle.rate,
+        "scan_bytes_per_second": buckets.scan.rate,
     }
 
 

@@ -13,6 +13,7 @@ from workers.restore.listing import Listing
 
 _CHECKPOINTS_SHOWN = 20
 _FILE_COLUMNS = 200
+_GAPS_SHOWN = 10
 
 
 def show_stream(listing: Listing, checked: Verified | None) -> None:
@@ -34,6 +35,11 @@ def show_stream(listing: Listing, checked: Verified | None) -> None:
             f" {format_time(stretch.last_time)} (generation {stretch.generation[:8]},"
             f" seq {stretch.first_seq} to {stretch.last_seq})"
         )
+    for gap in listing.gaps[-_GAPS_SHOWN:]:
+        if gap.after is not None or gap.until is None:
+            after = "the beginning" if gap.after is None else format_time(gap.after)
+            until = "now, it is not over" if gap.until is None else format_time(gap.until)
+            console.print(f"  no moment after {after} until {until}: a sync ({gap.cause})")
     if journal.layers is not None:
         boundary = journal.layers.boundary
         why = {

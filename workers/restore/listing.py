@@ -9,7 +9,7 @@ from workers.journal.points import Point, list_points, resolve
 from workers.journal.reader import Journal
 from workers.journal.retention import HOUR_SECONDS
 from workers.journal.selectors import format_time
-from workers.journal.timeline import Checkpoint, Generation
+from workers.journal.timeline import FOLDED, Checkpoint, Generation
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,28 @@ class History:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A sync interval: no moment after `after` and before `until` can be chosen (nanoseconds UTC).
+
+    `after` None: nothing came before. `until` None: it is not over.
+    """
+
+    generation: str
+    cause: str
+    after: int | None
+    until: int | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        return {
+            "generation": self.generation,
+            "cause": self.cause,
+            "after": None if self.after is None else format_time(self.after),
+            "until": None if self.until is None else format_time(self.until),
+        }
+
+
+@dataclass(frozen=True)
 class Listing:
     """One stream. Times in nanoseconds UTC."""
 
@@ -33,6 +55,7 @@ class Listing:
     disks: list[tuple[str, int]]
     checkpoints: list[Checkpoint]
     history: list[History]
+    gaps: list[Gap]
 
     def as_dict(self) -> dict[str, object]:
         """For --json."""
@@ -56,6 +79,7 @@ class Listing:
                 }
                 for stretch in self.history
             ],
+            "gaps": [gap.as_dict() for gap in self.gaps],
             "begins": _begins(journal),
             "damage": journal.damage.as_dict() if journal.damage else None,
         }
@@ -94,7 +118,9 @@ def summarise(journal: Journal) -> Listing:
         names = journal.timeline.disk_names
         sizes = journal.timeline.disks_at(newest.row)
         disks = [(names[disk], size) for disk, size in sorted(sizes.items())]
-    return Listing(journal, _state(journal), newest, disks, list_points(journal), _history(journal))
+    checkpoints, history = list_points(journal), _history(journal)
+    gaps = _gaps(journal, history)
+    return Listing(journal, _state(journal), newest, disks, checkpoints, history, gaps)
 
 
 def _newest(journal: Journal) -> Point | None:
@@ -130,6 +156,25 @@ def _history(journal: Journal) -> list[History]:
             first = sync.end or 0
         if first:
             _add(found, journal, generation, (first, generation.last_seq))
+    return found
+
+
+def _gaps(journal: Journal, history: list[History]) -> list[Gap]:
+    """All sync intervals, oldest first. What was folded is told by where the history begins."""
+    found: list[Gap] = []
+    names = [generation.hex for generation in journal.timeline.generations]
+    for number, generation in enumerate(journal.timeline.generations):
+        for sync in generation.syncs:
+            if sync.cause == FOLDED:
+                continue
+            before = [
+                stretch
+                for stretch in history
+                if (names.index(stretch.generation), stretch.last_seq) < (number, sync.begin)
+            ]
+            until = None if sync.end is None else journal.time(generation.row(sync.end))
+            after = before[-1].last_time if before else None
+            found.append(Gap(generation.hex, sync.cause, after, until))
     return found
 
 
