@@ -20,6 +20,7 @@ from host_agent.wire.hashing import RecordHash
 from host_agent.wire.names import Identity, chain_name, index_name
 from host_agent.wire.record import RECORD, Op, Records, State
 from host_agent.wire.segment import KIND_DATA, SegmentInfo
+from tests.bench.nbd_writer import corpus
 from tests.model.builder import START_AT, JournalBuilder
 from tests.model.store import MemoryStore
 from workers.journal import indexfile
@@ -44,6 +45,8 @@ _CRC = crc32c(BLOCK)
 _FRAME_RECORDS = 1024
 _BLOCKS = DISK_BYTES // BLOCK_BYTES
 _SECOND = 1_000_000_000
+_PIECE_BYTES = 4 << 20
+_WRITE_BYTES = 256 << 10
 
 
 class Unsynced(LocalStore):
@@ -116,6 +119,39 @@ def of_writes(store: ObjectStore, count: int, segment_writes: int) -> MadeJourna
     builder.mark()
     builder.segment()
     return MadeJournal(builder, written)
+
+
+def of_files(store: ObjectStore, image: Path, size: int) -> MadeJournal:
+    """A disk of `size` bytes, 4 MiB of files and 4 MiB of holes in turn, as `image` has it too."""
+    builder = JournalBuilder(store)
+    builder.generation({"disk": size})
+    builder.end()
+    builder.segment()
+    content = corpus(size // 2)
+    seq = builder.model.seq
+    with image.open("wb") as file:
+        file.truncate(size)
+        for number in range(size // (2 * _PIECE_BYTES)):
+            piece = content[number * _PIECE_BYTES : (number + 1) * _PIECE_BYTES]
+            offset = 2 * number * _PIECE_BYTES
+            records = np.zeros(_PIECE_BYTES // _WRITE_BYTES, RECORD)
+            records["seq"] = np.arange(seq + 1, seq + 1 + len(records))
+            seq += len(records)
+            builder.now += _SECOND // 100
+            records["time"], records["op"] = builder.now, Op.WRITE
+            starts = np.arange(len(records)) * _WRITE_BYTES
+            records["offset"] = offset + starts
+            records["length"] = records["payload_length"] = _WRITE_BYTES
+            records["crc"] = [crc32c(piece[s : s + _WRITE_BYTES]) for s in starts.tolist()]
+            builder.add_frame(records, piece)
+            file.seek(offset)
+            file.write(piece)
+            if number % 4 == 3:
+                builder.segment()
+    builder.model.seq = seq
+    builder.mark()
+    builder.segment()
+    return MadeJournal(builder, [])
 
 
 # -- a month
