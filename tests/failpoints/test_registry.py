@@ -13,8 +13,8 @@ from tests.failpoints import (
 from tests.failpoints.registry import failpoints, swept_elsewhere
 
 POINTS_MIN = 60
-#: Whose failpoints are all swept; those of work over a journal where its command is known.
-PROGRAMS = ("tap", "agent", "ingest", "store", "restore")
+#: Whose failpoints are all swept.
+PROGRAMS = ("tap", "agent", "ingest", "store", "journal", "restore")
 _NAME = re.compile(r"[a-z]+(_[a-z]+)*_after_[a-z_]+_before_[a-z_]+")
 
 

@@ -11,6 +11,7 @@ _SEAL = "host_agent/wire/seal.py"
 _SEGMENT = "host_agent/wire/segment.py"
 _KEYS = "host_agent/wire/keys.py"
 _LOCAL = "workers/storage/local.py"
+_RETENTION = "workers/journal/retention.py"
 _RING = "host_agent/stream/ring.py"
 
 _DAMAGE = [
@@ -248,6 +249,59 @@ _DURABILITY = [
     ),
 ]
 
+_COLLECTION = [
+    bug(
+        "collection does not wait for the grace",
+        "I15",
+        (
+            _RETENTION,
+            "        if now - boundary.set_at < wait * NANOSECONDS:\n",
+            "        if False:\n",
+        ),
+        "tests/journal/test_fold_crashes.py::test_nothing_goes_before_the_grace_is_over",
+    ),
+    bug(
+        "a shorter window is collected as soon as any other",
+        "I15",
+        (
+            _RETENTION,
+            "        wait = max(grace_seconds, REDUCED_SECONDS) if reduced else grace_seconds\n",
+            "        wait = grace_seconds\n",
+        ),
+        "tests/journal/test_retention.py::test_standing",
+    ),
+    bug(
+        "retention follows a clock that jumped",
+        "I15",
+        (
+            _RETENTION,
+            "    if store_at is not None and now > store_at + AHEAD_SECONDS_MAX * NANOSECONDS:\n",
+            "    if False:\n",
+        ),
+        "tests/journal/test_retention.py::test_now",
+    ),
+    bug(
+        "collection takes one place too many",
+        "I15",
+        (
+            "workers/journal/collect.py",
+            "            self._take(name, size, place is not None and place < first)\n",
+            "            self._take(name, size, place is not None and place <= first)\n",
+        ),
+        "tests/journal/test_fold.py::test_folded_again_and_again_then_collected",
+    ),
+    bug(
+        "collection takes what a layer still holds",
+        "I15",
+        (
+            "workers/journal/collect.py",
+            "self._take(name, size, over and name not in needed)",
+            "self._take(name, size, over)",
+        ),
+        "tests/journal/test_fold.py::test_folded_again_and_again_then_collected",
+    ),
+]
+
 _STATUS = [
     bug(
         "the recovery point follows what was received",
@@ -299,4 +353,4 @@ _STATUS = [
 ]
 
 
-DATA_BUGS: tuple[Bug, ...] = (*_DAMAGE, *_KEY_BUGS, *_DURABILITY, *_STATUS)
+DATA_BUGS: tuple[Bug, ...] = (*_DAMAGE, *_KEY_BUGS, *_DURABILITY, *_COLLECTION, *_STATUS)

@@ -74,7 +74,7 @@ TAP_BUGS: tuple[Bug, ...] = (
     bug(
         "a failed flush is forgotten",
         "I1",
-        (_OPS, "        disk.flush.has_failed = true;\n", ""),
+        (f"{_SRC}/group/flush.rs", "        disk.flush.has_failed = true;\n", ""),
         f"{_FAULTS}::test_a_failed_flush_stays_failed",
     ),
     bug(
@@ -225,6 +225,16 @@ TAP_BUGS: tuple[Bug, ...] = (
             "        if is_marker && self.state == State::Dirty || self.state == State::Dirty {\n",
         ),
         "tests/tap/test_marks.py::test_no_marker_takes_a_place_inside_a_sync",
+    ),
+    bug(
+        "a hot extent is marked after the write",
+        "I2",
+        (
+            f"{_SRC}/group/marks.rs",
+            "        let is_ready = disk.hot.is_ready(&range);\n",
+            "        let is_ready = true;\n",
+        ),
+        "tests/tap/test_hot.py::test_a_host_that_lost_its_power",
     ),
     bug(
         "a request beyond the disk's end is taken",
