@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import footprint, latency, pipeline, pitmap, restore, resync, tap
+from tests.bench import cold, footprint, latency, pipeline, pitmap, restore, resync, tap
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "pitmap": pitmap.cases,
     "restore": restore.cases,
     "resync": resync.cases,
+    "cold": cold.cases,
     "latency": latency.cases,
 }
 

@@ -71,6 +71,11 @@ class NbdWriter:
         self._socket.sendall(self._request(_CMD_FLUSH, len(writes), 0, 0))
         self._reap()
 
+    def write_one(self, offset: int, data: memoryview) -> None:
+        """Write, and wait until the server accepted it."""
+        self._socket.sendmsg([self._request(_CMD_WRITE, 0, offset, len(data)), data])
+        self._reap()
+
     @staticmethod
     def _request(command: int, cookie: int, offset: int, length: int) -> bytes:
         return struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, command, cookie, offset, length)

@@ -287,8 +287,10 @@ impl Core {
     }
 }
 
+/// Whether the journal is on its way to have all of a disk. Nothing waits for marks before that.
 fn is_good(stream: &Stream, number: u16) -> bool {
     stream.state() == State::Recording
+        && stream.ring.positions().stored >= stream.begin_seq()
         && !stream.is_to_be_read(number, &(0..u64::MAX))
         && !stream.has_unreadable()
 }
