@@ -3,8 +3,9 @@
 `.venv/bin/python -m tests.bench.cold [GIB]`. Two taps serve a sparse disk each on a real file
 system. One relies on marks, so that the first write into each 4 MiB waits until its mark is
 durable; the other was never told that its first image is stored, so it does not. Single writes,
-one at a time, by turns on both, and between them plain `fdatasync` calls after 4 KiB written to a
-file of that file system: the peer, because a mark is to cost one such call and no more.
+one at a time, by turns on both. After each write without a mark 4 KiB of another file of that file
+system are written and `fdatasync` is called: the peer, because a mark is to cost one such call and
+no more.
 """
 
 from __future__ import annotations
@@ -31,11 +32,36 @@ _PAGE = 4096
 _RING_BYTES = 64 << 20
 _SYNC_BYTES = 1 << 30
 _NO_HASH = bytes(32).hex()
-_TURNS = 8
-_WRITES = 150
-_PROBES = 60
+_WRITES = 1500
+_PROBE_PAGES = 16
 _SETTLE_SECONDS_MAX = 60.0
 _FLUSHES_MAX = 1.0
+
+
+class _Probe:
+    """`fdatasync` behind 4 KiB that were written over older ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.pwrite(self._descriptor, bytes(_PROBE_PAGES * _PAGE), 0)
+        os.fsync(self._descriptor)
+        self.us: list[float] = []
+
+    def take(self) -> None:
+        """Once more; microseconds."""
+        page = len(self.us) % _PROBE_PAGES
+        os.pwrite(self._descriptor, os.urandom(_PAGE), page * _PAGE)
+        begin = time.perf_counter()
+        os.fdatasync(self._descriptor)
+        self.us.append((time.perf_counter() - begin) * 1e6)
+
+    def settle(self) -> None:
+        """Let the device write what it has."""
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._descriptor)
 
 
 @dataclass
@@ -48,14 +74,8 @@ class _Side:
     cold_us: list[float] = field(default_factory=list)
     hot_us: list[float] = field(default_factory=list)
 
-    def turn(self, rng: random.Random) -> None:
-        """Pages anywhere, each alone, then the same pages again."""
-        data = memoryview(rng.randbytes(_PAGE))
-        places = [rng.randrange(self.size // _PAGE) * _PAGE for _ in range(_WRITES)]
-        self.cold_us += [self._write(place, data) for place in places]
-        self.hot_us += [self._write(place, data) for place in places]
-
-    def _write(self, place: int, data: memoryview) -> float:
+    def write(self, place: int, data: memoryview) -> float:
+        """One write alone; microseconds."""
         begin = time.perf_counter()
         self.writer.write_one(place, data)
         return (time.perf_counter() - begin) * 1e6
@@ -107,21 +127,20 @@ def _give_back(stream: Control, *, is_stored: bool) -> None:
     stream.call("free", seq=head, stored=head if is_stored else 0, **fields)
 
 
-def _probe_us(path: Path) -> list[float]:
-    """Times of `fdatasync` behind 4 KiB that were written over older ones, microseconds."""
-    taken = []
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.pwrite(descriptor, bytes(16 * _PAGE), 0)
-        os.fsync(descriptor)
-        for number in range(_PROBES):
-            os.pwrite(descriptor, os.urandom(_PAGE), number % 16 * _PAGE)
-            begin = time.perf_counter()
-            os.fdatasync(descriptor)
-            taken.append((time.perf_counter() - begin) * 1e6)
-    finally:
-        os.close(descriptor)
-    return taken
+def _pair(marked: _Side, plain: _Side, probe: _Probe, rng: random.Random) -> None:
+    """A page for each side, one after the other: a device's flushes change from second to second.
+
+    Before either flush one page that was just written to a disk lies in the device's cache.
+    """
+    data = memoryview(rng.randbytes(_PAGE))
+    one, other = (rng.randrange(plain.size // _PAGE) * _PAGE for _ in range(2))
+    plain.cold_us.append(plain.write(one, data))
+    probe.take()
+    plain.write(other, data)
+    marked.cold_us.append(marked.write(one, data))
+    marked.hot_us.append(marked.write(one, data))
+    plain.hot_us.append(plain.write(one, data))
+    probe.settle()
 
 
 def cases(size: int = 64 * _GIB) -> Iterator[Case]:
@@ -131,15 +150,14 @@ def cases(size: int = 64 * _GIB) -> Iterator[Case]:
         rings = stack.enter_context(workspace())
         marked = stack.enter_context(_side(rings, folder / "on", size, has_marks=True))
         plain = stack.enter_context(_side(rings, folder / "off", size, has_marks=False))
-        rng, flushes = random.Random(1), []
-        for _ in range(_TURNS):
-            for side in (marked, plain):
-                side.turn(rng)
-                flushes += _probe_us(folder / "probe")
-        if marked.waits() < _TURNS * _WRITES // 2 or plain.waits():
+        probe, rng = _Probe(folder / "probe"), random.Random(1)
+        stack.callback(probe.close)
+        for _ in range(_WRITES):
+            _pair(marked, plain, probe, rng)
+        if marked.waits() < _WRITES // 2 or plain.waits():
             raise BenchFailed(f"{marked.waits()} and {plain.waits()} writes waited for marks.")
         cold, usual = statistics.median(marked.cold_us), statistics.median(plain.cold_us)
-        flush = statistics.median(flushes)
+        flush = statistics.median(probe.us)
         note = f"{size >> 30} GiB; {cold:.0f} us with marks, {usual:.0f} us without"
         name = "fdatasync"
         yield Case("cold", "mark", "us", cold - usual, name, flush, _FLUSHES_MAX, "lower", note)
