@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -56,6 +58,54 @@ def test_what_was_sealed_opens(batch: Batch) -> None:
     assert records.tobytes() == batch.records.tobytes()
     assert payload == batch.payload
     assert frame.header.disk_bytes == sum(r[4] for r in batch.rows if r[8] in (1, 2, 3, 6, 7))
+
+
+Sealed = tuple[FrameHeader, bytes, bytes]
+
+
+def in_frames(batch: Batch, cuts: list[int]) -> list[Sealed]:
+    """A batch as several frames that follow one another."""
+    edges = [0, *sorted({cut % len(batch.rows) for cut in cuts} - {0}), len(batch.rows)]
+    sealer = FrameSealer(DATA_KEY, IDENTITY, GENERATION, SALT)
+    frames = [
+        seal(Batch(batch.start, batch.rows[a:b], batch.payloads[a:b]), sealer)
+        for a, b in pairwise(edges)
+    ]
+    return [(frame.header, frame.header_bytes, frame.index) for frame in frames]
+
+
+@given(batches(), st.lists(st.integers(0, 30), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_frames_opened_together_are_what_each_is_alone(batch: Batch, cuts: list[int]) -> None:
+    frames = in_frames(batch, cuts)
+    together = opener().open_indexes(frames)
+    assert [r.tobytes() for r in together] == [
+        opener().open_index(*frame).tobytes() for frame in frames
+    ]
+
+
+def test_frames_opened_together_name_what_is_wrong_as_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames = in_frames(typical(), [3, 6, 11])
+    check = sealing._check_agreement
+
+    def lying(header: FrameHeader, records: Records) -> None:
+        check(replace(header, disk_bytes=header.disk_bytes + 1), records)
+
+    for field in ("payload_plain", "time_first", "time_last", "disk_bytes", "flags"):
+        header, head, index = frames[1]
+        wrong = replace(header, **{field: getattr(header, field) ^ 1})
+        assert not sealing._agree(
+            [frames[0][0], wrong], np.concatenate(opener().open_indexes(frames[:2])),
+            [0, frames[0][0].records, frames[0][0].records + header.records],
+        )  # fmt: skip
+        assert head
+        assert index
+    monkeypatch.setattr(sealing, "_agree", lambda *_: False)
+    monkeypatch.setattr(sealing, "_check_agreement", lying)
+    with pytest.raises(WireError):
+        opener().open_indexes(frames)
 
 
 def test_a_frame_without_payload() -> None:

@@ -7,6 +7,7 @@ segments that it stands for: an index object saves requests and decides nothing.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -350,9 +351,9 @@ def _joined(parts: list[Columns]) -> Columns:
 
 def run_of_row(runs: Sequence[Run], row: int) -> Run:
     """The run that holds a row."""
-    return next(run for run in runs if run.first_row <= row < run.first_row + run.rows)
+    return runs[bisect_right(runs, row, key=lambda run: run.first_row) - 1]
 
 
 def run_of_frame(runs: Sequence[Run], number: int) -> Run:
     """The run that holds a frame."""
-    return next(run for run in runs if run.first_frame <= number < run.first_frame + run.frames)
+    return runs[bisect_right(runs, number, key=lambda run: run.first_frame) - 1]
