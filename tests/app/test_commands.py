@@ -86,6 +86,17 @@ def test_an_administrator_s_first_minutes(terminal: Terminal) -> None:
     assert terminal.ask("tenant", "list", "--profile", "provider")["items"][0]["name"] == "Acme"
 
 
+def test_a_token_can_go_straight_to_a_file(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "join.token"
+    words = ("host", "join", "hypervisor 2", "--save-token", str(file), "--profile", "acme")
+    assert terminal.ask(*words)["token"] == f"in {file}"
+    assert file.read_text().startswith("hfj_")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    again = terminal.run(*words)
+    assert again.returncode == 1
+    assert "nothing was made" in again.stderr
+
+
 def test_profiles_keep_tokens_to_themselves(terminal: Terminal) -> None:
     file = terminal.home / "holdfast/profiles.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

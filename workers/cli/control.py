@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from host_agent.wire.errors import BadKeyFile
+from workers.cli.keyfiles import write_new
 from workers.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ _FILE_COLUMNS = 200
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", help="Instead of the chosen one, or $HOLDFAST_PROFILE.")
+]
+SaveToken = Annotated[
+    Path | None,
+    typer.Option("--save-token", help="Write the token to this new file instead of showing it."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -79,6 +85,23 @@ def show_one(row: Any, *, as_json: bool) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         typer.echo(f"{name.replace('_', ' '):{width}}  {'-' if value is None else value}")
+
+
+def check_save(save: Path | None) -> None:
+    """BadKeyFile before anything is made whose secret could then not be kept."""
+    if save is not None and (save.exists() or not save.absolute().parent.is_dir()):
+        raise BadKeyFile(
+            f"{save} is there already, or its folder is not; nothing was made.",
+            hint="Name a new file in a folder that exists.",
+        )
+
+
+def show_secret(row: Any, save: Path | None, *, as_json: bool) -> None:
+    """As `show_one`, the token in a file of mode 0600 if one is named."""
+    if save is not None:
+        write_new(save, f"{row.token}\n".encode())
+        row = row.model_copy(update={"token": f"in {save}"})
+    show_one(row, as_json=as_json)
 
 
 def _go_on(question: str, *, yes: bool) -> None:
@@ -150,12 +173,16 @@ def _tell(fields: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @tenant_app.command("create")
-def create_tenant(name: str, profile: ProfileName = None, as_json: Json = False) -> None:
+def create_tenant(
+    name: str, save_token: SaveToken = None, profile: ProfileName = None, as_json: Json = False
+) -> None:
     """As the provider: a new tenant. Its first administrator's token is shown this once."""
     from app.tenants.schemas import TenantInput
 
+    check_save(save_token)
     with connect(profile) as client:
-        show_one(client.create_tenant(TenantInput(name=name)), as_json=as_json)
+        made = client.create_tenant(TenantInput.model_construct(name=name))
+        show_secret(made, save_token, as_json=as_json)
 
 
 @tenant_app.command("list")
@@ -216,15 +243,17 @@ def delete_site(
 def let_join(
     name: Annotated[str, typer.Argument(help="The host's name, for people.")],
     minutes: Annotated[float, typer.Option(min=0.2, max=15, help="How long it works.")] = 15,
+    save_token: SaveToken = None,
     profile: ProfileName = None,
     as_json: Json = False,
 ) -> None:
     """A token with which one machine joins once: give it to `holdfast-agent enrol`."""
     from app.hosts.schemas import JoinTokenInput
 
+    check_save(save_token)
     wanted = JoinTokenInput.model_construct(name=name, lifetime_seconds=round(minutes * 60))
     with connect(profile) as client:
-        show_one(client.create_join_token(wanted), as_json=as_json)
+        show_secret(client.create_join_token(wanted), save_token, as_json=as_json)
 
 
 @host_app.command("list")
@@ -252,15 +281,17 @@ def revoke_host(
 def create_api_key(
     name: str,
     role: Annotated[str, typer.Option(help="administrator, operator or viewer")],
+    save_token: SaveToken = None,
     profile: ProfileName = None,
     as_json: Json = False,
 ) -> None:
     """A new API key. Its token is shown this once."""
     from app.identity.schemas import ApiKeyInput
 
+    check_save(save_token)
     wanted = ApiKeyInput.model_construct(name=name, role=role, expires_at=None)
     with connect(profile) as client:
-        show_one(client.create_api_key(wanted), as_json=as_json)
+        show_secret(client.create_api_key(wanted), save_token, as_json=as_json)
 
 
 @key_app.command("list")
