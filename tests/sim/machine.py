@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from host_agent.stream.errors import NotAttached, TapGone
-from host_agent.stream.parts import Buckets, Means, StreamSettings
+from host_agent.stream.parts import Buckets, Means, SpoolSettings, StreamSettings
 from host_agent.stream.ports import DataKey, Result, SyncStep
 from host_agent.stream.stream import Doors, Stream
 from host_agent.wire.errors import HoldfastError
@@ -21,7 +23,7 @@ from tests.sim.loop import Process, SimLoop
 from tests.sim.net import AgentLink, Network
 from tests.sim.ring import Ring, Shape
 from tests.sim.tap import Kept, Tap, TapMeans
-from tests.sim.tapdoor import TapConnection
+from tests.sim.tapdoor import ComparingConnection, TapConnection
 
 START_NS = 1_767_225_600_000_000_000
 SECTOR = 512
@@ -101,6 +103,7 @@ class Plan:
     sync_rate: float | None
     checkpoint_seconds: float
     read_seconds: float
+    spool_kib: int
     addresses: tuple[str, ...]
     servers: tuple[str, ...]
 
@@ -116,6 +119,7 @@ class Surroundings:
     rng: Callable[[str], random.Random]
     on_freed: Callable[[Machine, bytes, int], None]
     group_key: Callable[[Identity], GroupKey]
+    folder: Path
 
 
 @dataclass
@@ -191,6 +195,7 @@ class Machine:
             frame_bytes_max=64 * 1024,
             sync_chunk_bytes=64 * 1024,
             sync_ahead_bytes=128 * 1024,
+            spool=self._spool(),
         )
         means = Means(self.clock, self.random, self._beside)
         doors = Doors(self._connect_tap, self._dial, len(plan.addresses), self.keys)
@@ -199,6 +204,13 @@ class Machine:
         self.agent.start(self.stream.run())
         self.agent.start(self._checkpoints(self.stream))
         around.trace(plan.name, "agent", self.lives)
+
+    def _spool(self) -> SpoolSettings | None:
+        """Its file is on a disk of its own, and durable."""
+        if not self.plan.spool_kib:
+            return None
+        path = self.around.folder / self.plan.name
+        return SpoolSettings(path, self.plan.spool_kib * 1024)
 
     def kill_agent(self) -> None:
         """SIGKILL."""
@@ -218,7 +230,8 @@ class Machine:
         if not self.plan.shape.disks:
             raise NotAttached("No disk is attached.")
         assert self.agent is not None
-        return TapConnection(self, self.tap, self.agent)
+        door = ComparingConnection if self.plan.spool_kib else TapConnection
+        return door(self, self.tap, self.agent)
 
     async def _dial(self, address: int) -> AgentLink:
         plan = self.plan
@@ -292,6 +305,9 @@ class Machine:
             twin.ring = self.ring.copy()
             tap.snapshot(twin.kept)
         twin.is_up = False
+        spool = self.around.folder / self.plan.name
+        if spool.exists():
+            shutil.copytree(spool, self.around.folder / name)
         self.around.trace(self.plan.name, "copied", name, with_memory)
         return twin
 

@@ -88,6 +88,7 @@ class Options:
     seconds: float = 40.0
     writes: int = 120
     readings: int = 1
+    spool_kib: int = 0
     corruptions: int = 0
     indexes: bool = False
     folds: bool = False
@@ -124,6 +125,7 @@ def draw(seed: int) -> Options:
         seconds=rng.uniform(20.0, 45.0),
         writes=rng.randrange(40, 140) // hosts,
         readings=rng.choices((0, 1), (70, 30))[0],
+        spool_kib=rng.choice((0, 0, 256, 512)),
         corruptions=rng.choices((0, 1, 3), (65, 20, 15))[0],
         indexes=rng.random() < 0.25,
         folds=rng.random() < 0.25,
@@ -174,6 +176,8 @@ def shrunk(options: Options) -> list[Options]:
         found.append(replace(options, corruptions=0))
     if options.indexes:
         found.append(replace(options, indexes=False))
+    if options.spool_kib:
+        found.append(replace(options, spool_kib=0))
     if options.folds:
         found.append(replace(options, folds=False))
     if options.ingests > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import traceback
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from host_agent.stream import spoolfile
 from host_agent.wire import hashing, keys, limits, seal
 from tests.sim.faults import Nemesis
 from tests.sim.loop import Killed, simulation
@@ -91,6 +93,9 @@ def environment() -> Iterator[Keys]:
             (session, "WINDOW_BYTES", 192 * 1024),
             (session, "_RECEIVED_EVERY_BYTES", 64 * 1024),
             (indexfile, "SPAN", 8),
+            (spoolfile, "SPOOL_BYTES_MIN", 64 * 1024),
+            (os, "fsync", lambda _descriptor: None),
+            (os, "fdatasync", lambda _descriptor: None),
             (retention, "WINDOW_SECONDS_MIN", 5),
             (chain, "STALL_SECONDS", GRACE_SECONDS // 10),
             (seal.FrameSealer, "seal", _seal),

@@ -84,6 +84,8 @@ class Tap:
         self.last_good = self.last_time = 0
         self.to_read: dict[int, set[int]] = {n: set() for n in range(len(disks))}
         self.epoch = self.total = self.reads = self.serial = self.barrier = 0
+        self.begin_seq = 0
+        self.again: dict[int, set[int]] = {n: set() for n in range(len(disks))}
         self.pending: list[Pending] = []
         self.reading: list[tuple[int, int, int]] = []
         self.is_alive = True
@@ -131,7 +133,9 @@ class Tap:
             self._mark(disk, offset, length)
 
     def _mark(self, disk: int, offset: int, length: int) -> None:
-        self.to_read[disk].update(range(offset // GRAIN, (offset + length + GRAIN - 1) // GRAIN))
+        blocks = range(offset // GRAIN, (offset + length + GRAIN - 1) // GRAIN)
+        self.to_read[disk].update(blocks)
+        self.again[disk].update(blocks)
 
     def _new_name(self) -> bytes:
         return self.means.rng.randbytes(16)
@@ -283,7 +287,9 @@ class Tap:
         }
         self.state = State.SYNCING
         try:
-            self._body(Op.BEGIN, body, self.last_good)
+            self.begin_seq = self._body(Op.BEGIN, body, self.last_good)
+            for blocks in self.again.values():
+                blocks.clear()
         except RingFull:
             self.state = State.DIRTY
             return False
@@ -297,11 +303,14 @@ class Tap:
         """Bytes to be read."""
         return sum(map(len, self.to_read.values())) * GRAIN
 
-    def next_to_read(self) -> tuple[int, int, int] | None:
-        """(disk, offset, length) of the next piece."""
+    def next_to_read(self, before: tuple[int, int] | None = None) -> tuple[int, int, int] | None:
+        """(disk, offset, length) of the next piece; of what lies before a place, if that is
+        given."""
         for disk, blocks in self.to_read.items():
             if blocks:
                 first = min(blocks)
+                if before is not None and (disk, first * GRAIN) >= before:
+                    return None
                 count = 1
                 while first + count in blocks and count * GRAIN < _PIECE:
                     count += 1
@@ -338,10 +347,25 @@ class Tap:
         self.means.count("sync_ended")
         return True
 
-    def new_generation(self, cause: str) -> bytes:
+    def drop_to_read(self, disk: int, ranges: list[tuple[int, int]]) -> None:
+        """The journal has these ranges; what was marked since the interval began stays."""
+        for offset, length in ranges:
+            blocks = set(range(-(-offset // GRAIN), (offset + length) // GRAIN))
+            self.means.count("found_the_same")
+            self.to_read[disk] -= blocks - self.again[disk]
+        self.barrier = max(self.barrier, self.serial)
+
+    def force(self) -> None:
+        """Everything is to be read again, in this generation."""
+        self._mark_everything()
+        if self.state != State.DIRTY:
+            self.fall("forced")
+        self.cause = "forced"
+
+    def new_generation(self, cause: str, predecessor: bytes | None = None) -> bytes:
         """Drop the ring's content and begin again."""
         name = self._new_name()
-        self.ring.restart(name, self.ring.generation)
+        self.ring.restart(name, predecessor or self.ring.generation)
         self.kept.generation = name
         self.history.fell()
         self.history.begin_generation(name, self.ring.predecessor)

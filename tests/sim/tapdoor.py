@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from host_agent.stream.errors import TapGone
-from host_agent.stream.ports import RingOpened, SyncStep, TapState
+from host_agent.stream.ledger import Freed
+from host_agent.stream.ports import Look, RingOpened, SyncStep, TapState, ToRead
 from host_agent.wire.record import State
 from host_agent.wire.tapctl import TapRefused
 from tests.sim.loop import Process
@@ -84,21 +85,26 @@ class TapConnection:
         tap.ring.free(seq, anchor, anchor_hash)
 
     async def sync(self, limit: int) -> SyncStep:
+        return await self._serve(limit, None)
+
+    async def _serve(self, limit: int, before: tuple[int, int] | None) -> SyncStep:
         """The tap serves it to its end, whatever becomes of who asked."""
         tap, machine = await self._call(), self._machine
         if machine.serving is not None and not machine.serving.done():
             raise TapRefused({"error": "busy", "message": "Another is served.", "retry": True})
         serve = asyncio.get_running_loop().create_task
-        served = machine.serving = machine.tap_context.run(serve, self._sync(tap, limit))
+        served = machine.serving = machine.tap_context.run(serve, self._sync(tap, limit, before))
         served.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(served)
 
-    async def _sync(self, tap: Tap, limit: int) -> SyncStep:
+    async def _sync(self, tap: Tap, limit: int, before: tuple[int, int] | None = None) -> SyncStep:
         if tap.state == State.DIRTY and not tap.begin_sync():
             return self._step(tap, 0, busy=True)
         read = 0
         while tap.state == State.SYNCING:
-            at = tap.next_to_read()
+            at = tap.next_to_read(before)
+            if at is None and tap.remaining:
+                break
             if at is None:
                 if tap.try_end():
                     break
@@ -137,7 +143,8 @@ class TapConnection:
 
     @staticmethod
     def _step(tap: Tap, read: int, *, busy: bool) -> SyncStep:
-        return SyncStep(tap.state, read, tap.remaining, tap.total, busy)
+        begin = tap.begin_seq
+        return SyncStep(tap.state, read, tap.remaining, tap.total, busy, begin)
 
     async def mark(self, body: dict[str, object]) -> tuple[int, int]:
         tap = await self._call()
@@ -154,3 +161,51 @@ class TapConnection:
         self._is_closed = True
         if self._machine.opener is self:
             self._machine.opener = None
+
+
+class ComparingConnection(TapConnection):
+    """The same with what a tap offers to who compares or spools: the port `ComparingTap`."""
+
+    async def sync_before(self, limit: int, before: tuple[int, int]) -> SyncStep:
+        return await self._serve(limit, before)
+
+    async def to_read(self, disk: str, start: int) -> ToRead:
+        tap = await self._call()
+        blocks = sorted(b for b in tap.to_read[tap.names.index(disk)] if b * 4096 >= start)
+        ranges = [(block * 4096, 4096) for block in blocks]
+        return ToRead(tap.begin_seq, ranges[:8], ranges[8][0] if len(ranges) > 8 else None)
+
+    async def look(self, disk: str) -> Look:
+        """The disk as it is now: who compares later than this misses nothing, because what is
+        written meanwhile is recorded or marked."""
+        tap = await self._call()
+        data = tap.disks[tap.names.index(disk)]
+        descriptor = os.memfd_create("sim-disk")
+        os.pwrite(descriptor, data, 0)
+        return Look(descriptor, len(data))
+
+    async def same(
+        self, generation: bytes, begin: int, disk: str, ranges: list[tuple[int, int]]
+    ) -> None:
+        tap = await self._call()
+        is_current = tap.state == State.SYNCING and tap.begin_seq == begin
+        if not is_current or tap.ring.generation != generation:
+            raise TapRefused({"error": "stale_interval", "message": "It is over.", "retry": True})
+        tap.drop_to_read(tap.names.index(disk), ranges)
+
+    async def free_spooled(self, freed: Freed, stored: int) -> None:
+        tap, machine = await self._call(), self._machine
+        machine.around.on_freed(machine, tap.ring.generation, stored)
+        machine.around.count("spooled")
+        tap.ring.free(freed.seq, freed.anchor, freed.anchor_hash)
+
+    async def force(self, disk: str | None) -> SyncStep:
+        del disk
+        tap = await self._call()
+        tap.force()
+        return await self._serve(0, None)
+
+    async def follow(self, cause: str, predecessor: bytes) -> bytes:
+        tap = await self._call()
+        self._machine.around.count("followed")
+        return tap.new_generation(cause, predecessor)

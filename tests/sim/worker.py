@@ -16,6 +16,7 @@ from tests.sim.store import Client, sleep
 from tests.sim.world import GRACE_SECONDS, WINDOW_SECONDS, World
 from workers.journal.collect import CollectOptions, Collector
 from workers.journal.fold import Folder, FoldTools
+from workers.journal.hashlist import write_hashes
 from workers.journal.indexing import write_indexes
 from workers.journal.retention import Policy
 from workers.restore.fetch import fetch_all
@@ -55,6 +56,8 @@ class Worker:
             jobs.append(self._index)
         if options.folds:
             jobs += [self._fold, self._collect]
+        if options.spool_kib:
+            jobs.append(self._hash)
         while jobs:
             await asyncio.sleep(_EVERY_SECONDS * self._rng.uniform(0.5, 1.5))
             identity = self._rng.choice(world.machines).plan.identity
@@ -81,6 +84,11 @@ class Worker:
     def _index(self, identity: Identity) -> None:
         made = write_indexes(self._store, identity, self._world.keys.tenant(identity.tenant))
         self._world.counters["index_made"] += len(made.made)
+
+    def _hash(self, identity: Identity) -> None:
+        key = self._world.keys.tenant(identity.tenant)
+        write_hashes(self._store, identity, key, fetch_all)
+        self._world.count("hash_list_made")
 
     def _fold(self, identity: Identity) -> None:
         world = self._world

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -70,6 +73,7 @@ class World:
         self.has_wrong_clocks = any(clocks)
         self.durable: dict[str, Durable] = {}
         self.sealed: set[tuple[bytes, int]] = set()
+        self._folder = Path(tempfile.mkdtemp(prefix="holdfast-sim-"))
         self.machines: list[Machine] = []
         self.ingests: list[Ingest] = []
         self.broken: list[Broken] = []
@@ -173,6 +177,7 @@ class World:
             self.source,
             self.on_freed,
             lambda identity: self.keys.group(identity.tenant),
+            self._folder,
         )
         for number in range(options.hosts):
             self.add_machine(self._plan(number))
@@ -199,6 +204,7 @@ class World:
             options.rate,
             options.checkpoint_seconds,
             options.read_seconds,
+            options.spool_kib,
             tuple(place.name for place in ingests),
             tuple(place.machine for place in ingests),
         )
@@ -374,6 +380,7 @@ class World:
             if machine.ring is not None:
                 machine.ring.close()
                 machine.ring = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def damaged(store: MemoryStore, identity: Identity, rng: random.Random) -> MemoryStore:
