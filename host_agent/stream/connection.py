@@ -89,6 +89,13 @@ class Connection:
             ring, shared, ledger, preparer, Journal(self._readback, self.commit_now)
         )
 
+    def begin_at(self, seq: int, place: int) -> None:
+        """WELCOME: the journal has everything up to `seq`, at the latest at `place`.
+
+        On a line over which nothing is to be sent no confirmation would ever say so.
+        """
+        self._readback.on_stored(seq, place)
+
     @property
     def ledger(self) -> Ledger:
         """What is in flight."""

@@ -366,7 +366,9 @@ class Stream:
         self.epoch = welcome.epoch
         terms = Terms(welcome.epoch, welcome.window_bytes, welcome.frame_bytes_max)
         ledger = Ledger(terms, ring.generation, stored.seq)
-        return Connection(ring, link, ledger, preparer, self._shared)
+        connection = Connection(ring, link, ledger, preparer, self._shared)
+        connection.begin_at(stored.seq, welcome.place)
+        return connection
 
     async def _adopt(self, ring: OpenRing, welcome: Welcome) -> None:
         """A generation that continues nothing of this journal begins over what the journal has.
