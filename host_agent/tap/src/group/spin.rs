@@ -1,5 +1,5 @@
-//! Waiting awake. A client that sends its next request as soon as it has the answer to its last
-//! one pays for the thread's wake-up with each of them. While that goes on, the thread looks a few
+//! Waiting awake. A client that sends its next requests as soon as it has the answers to its last
+//! ones pays for the thread's wake-up again and again. While that goes on, the thread looks a few
 //! microseconds longer before it sleeps; where nothing came it soon stops doing so.
 
 use std::io;
@@ -11,8 +11,10 @@ use crate::sys::{Epoll, Ready};
 const LOOK: Duration = Duration::from_micros(12);
 /// One look takes a fraction of this: longer, and somebody else had the processor meanwhile.
 const GLANCE: Duration = Duration::from_micros(3);
-/// More requests than this in one turn: the client does not wait for single answers.
+/// More requests than this in one turn: the client keeps many in flight.
 const FEW: u32 = 2;
+/// From such a client several come together if they are given so long.
+const GATHER: Duration = Duration::from_micros(4);
 /// Looks in vain until it sleeps at once.
 const TRUST_MAX: u32 = 8;
 /// Without trust, one turn in so many looks.
@@ -38,7 +40,10 @@ impl Spin {
             return Ok(false);
         }
         let begin = Instant::now();
-        let mut before = begin;
+        while answered > FEW && begin.elapsed() < GATHER {
+            std::hint::spin_loop();
+        }
+        let mut before = Instant::now();
         loop {
             epoll.wait(0, ready)?;
             let now = Instant::now();
@@ -52,7 +57,7 @@ impl Spin {
     }
 
     fn is_worth_it(&mut self, answered: u32) -> bool {
-        if answered == 0 || answered > FEW {
+        if answered == 0 {
             return false;
         }
         self.turns = self.turns.wrapping_add(1);
@@ -87,6 +92,6 @@ mod tests {
         looks(&mut spin, 100, true);
         assert_eq!(looks(&mut spin, 1000, true), 1000);
         assert!(looks(&mut spin, 1000, false) <= TRUST_MAX + 1000 / TRY_EVERY + 1);
-        assert!(!spin.is_worth_it(0) && !spin.is_worth_it(32));
+        assert!(!spin.is_worth_it(0), "nobody was answered");
     }
 }
