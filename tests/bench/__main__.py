@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import cold, footprint, latency, pipeline, pitmap, restore, resync, tap
+from tests.bench import cold, fold, footprint, latency, pipeline, pitmap, restore, resync, tap
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -23,6 +23,7 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "pipeline": pipeline.cases,
     "footprint": footprint.cases,
     "pitmap": pitmap.cases,
+    "fold": fold.cases,
     "restore": restore.cases,
     "resync": resync.cases,
     "cold": cold.cases,

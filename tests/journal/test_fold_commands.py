@@ -57,9 +57,7 @@ def test_from_fold_to_collect(place: tuple[Path, Site]) -> None:
     assert run(folder, "journal", "fold", "--window", "1")["streams"][0]["folded_places"] == 0
     listed = run(folder, "restore", "list")["streams"][0]
     assert listed["begins"]["reason"] == "window"
-    assert (
-        listed["begins"]["history_from"] == listed["history"][0]["first_time"] or listed["history"]
-    )
+    assert listed["begins"]["history_from"] >= listed["history"][0]["first_time"]
     assert marks[0] in [c["id"] for c in listed["checkpoints"]]
     early = run(folder, "journal", "collect", key=False)["streams"][0]
     assert early["deleted"] == early["planned"] == 0
@@ -70,14 +68,12 @@ def test_from_fold_to_collect(place: tuple[Path, Site]) -> None:
     assert (dry["deleted"], dry["planned"] > 10) == (0, True)
     done = run(folder, *words, key=False)["streams"][0]
     assert done["deleted"] == dry["planned"]
-    for words in (("verify",), ("verify", "--deep")):
-        checked = run(folder, *words)
-        assert checked["ok"] is True
+    for depth in ([], ["--deep"]):
+        assert run(folder, "verify", *depth)["ok"] is True
     assert run(folder, "journal", "scrub", key=False)["ok"] is True
-    gone = run(
-        folder, "restore", "export", "--at", "seq:3", "--output", str(folder / "out"), code=1
-    )
-    assert gone["error"] in ("moment_gone", "inside_sync", "not_stored")
+    old = next(m.selector for m in site.known if m.may_be_chosen)
+    gone = run(folder, "restore", "export", "--at", old, "--output", str(folder / "out"), code=1)
+    assert gone["error"] == "moment_gone"
     kept = ("--at", f"checkpoint:{marks[0]}", "--output", str(folder / "out"))
     images = run(folder, "restore", "export", *kept)["disks"]
     wanted = next(

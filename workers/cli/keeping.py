@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,19 +14,20 @@ from workers.cli.journal import Report, ScrubOptions, journal_app, named_streams
 from workers.cli.keyfiles import read_tenant_key
 from workers.cli.options import StoreOptions, command
 from workers.cli.output import print_json, shown_progress, size_text
-from workers.journal.catalogue import choose_stream
-from workers.journal.collect import GRACE_SECONDS, CollectOptions, Collector, Plan
-from workers.journal.errors import JournalDamaged
-from workers.journal.fold import Folder, FoldTools
-from workers.journal.pins import find_checkpoint, pin, unpin
 from workers.journal.retention import HOUR_SECONDS, WINDOW_SECONDS, Policy
-from workers.journal.selectors import format_time
-from workers.restore.fetch import fetch_all
 from workers.storage.port import ObjectStore
 from workers.storage.url import open_store
 
+if TYPE_CHECKING:
+    from workers.journal.collect import Plan
+    from workers.journal.reader import Journal
+
+# What a command needs alone is imported in it: other commands start quickly.
+
 #: A writer that stalls looks at the boundary after a tenth of this: shorter graces need --force.
 GRACE_SECONDS_MIN = 600
+
+GRACE_HOURS = 24.0
 
 _NAMES_SHOWN = 10
 
@@ -48,6 +49,9 @@ class FoldOptions(StoreOptions):
         int | None,
         typer.Option(help="The most bytes that a journal may take: beyond it, history is shorter."),
     ] = None
+    hashes: Annotated[
+        bool, typer.Option(help="Make the hash list of the newest layer's end as well.")
+    ] = True
 
 
 @dataclass(kw_only=True)
@@ -56,7 +60,7 @@ class CollectCommandOptions(ScrubOptions):
 
     grace: Annotated[
         float, typer.Option(help="Hours that a boundary has stood, by the store's clock.")
-    ] = GRACE_SECONDS / HOUR_SECONDS
+    ] = GRACE_HOURS
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False
     limit: Annotated[int | None, typer.Option(help="Objects to delete at most.")] = None
     force: Annotated[
@@ -76,6 +80,11 @@ class PinOptions(StoreOptions):
 @command(journal_app, "fold", FoldOptions)
 def fold_command(options: FoldOptions) -> None:
     """Move what is older than the history window into layers; deletes nothing."""
+    from workers.journal.errors import JournalDamaged
+    from workers.journal.fold import Folder, FoldTools
+    from workers.journal.selectors import format_time
+    from workers.restore.fetch import fetch_all
+
     key = read_tenant_key(options.key_file, options.tenant)
     policy = Policy(int(options.window * HOUR_SECONDS), options.size_limit)
     store = open_store(options.store)
@@ -83,7 +92,13 @@ def fold_command(options: FoldOptions) -> None:
     with shown_progress() as progress:
         for identity in named_streams(options, store):
             progress.start("fold", None, "bytes")
-            tools = FoldTools(fetch_all, os.urandom, None, progress.advance, progress.say)
+            tools = FoldTools(
+                fetch_all,
+                os.urandom,
+                hashes=_hash_list if options.hashes else None,
+                advance=progress.advance,
+                say=progress.say,
+            )
             folder = Folder(store, (identity, key), policy, tools)
             try:
                 folder.run()
@@ -97,9 +112,18 @@ def fold_command(options: FoldOptions) -> None:
     report.end(store)
 
 
+def _hash_list(journal: Journal) -> None:
+    from workers.journal.hashlist import make_hashes
+    from workers.restore.fetch import fetch_all
+
+    make_hashes(journal, fetch_all)
+
+
 @command(journal_app, "collect", CollectCommandOptions)
 def collect_command(options: CollectCommandOptions) -> None:
     """Delete what layers stand for, once that has stood for the grace; says first what goes."""
+    from workers.journal.collect import CollectOptions, Collector
+
     grace = options.grace * HOUR_SECONDS
     if grace < GRACE_SECONDS_MIN and not options.force:
         raise GraceTooShort(
@@ -140,6 +164,8 @@ def _say_plan(options: CollectCommandOptions, identity: Identity, plan: Plan) ->
 @command(journal_app, "pin", PinOptions)
 def pin_command(options: PinOptions) -> None:
     """Keep a checkpoint beyond the history window."""
+    from workers.journal.pins import pin
+
     store, identity, checkpoint = _named(options)
     pin(store, identity, checkpoint)
     # A fold may have passed it meanwhile.
@@ -150,12 +176,17 @@ def pin_command(options: PinOptions) -> None:
 @command(journal_app, "unpin", PinOptions)
 def unpin_command(options: PinOptions) -> None:
     """Keep a checkpoint, a tagged one too, no longer than the history window."""
+    from workers.journal.pins import unpin
+
     store, identity, checkpoint = _named(options)
     unpin(store, identity, checkpoint)
     _pinned(options, identity, checkpoint, is_pinned=False)
 
 
 def _named(options: PinOptions) -> tuple[ObjectStore, Identity, str]:
+    from workers.journal.catalogue import choose_stream
+    from workers.journal.pins import find_checkpoint
+
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
     identity = choose_stream(store, options.tenant, options.group, options.host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,7 +22,7 @@ from workers.cli.options import (
 )
 from workers.cli.output import EXIT_FAILED, print_json, shown_progress, size_text
 from workers.journal.catalogue import choose_stream, list_streams
-from workers.journal.errors import JournalError, NoSuchStream
+from workers.journal.errors import JournalError, JournalMoved, NoSuchStream
 from workers.journal.moment import open_at
 from workers.journal.points import Point
 from workers.journal.reader import Journal, ReadOptions, open_journal
@@ -30,10 +31,17 @@ from workers.restore.progress import Progress
 from workers.storage.port import ObjectStore
 from workers.storage.url import open_store
 
+if TYPE_CHECKING:
+    from workers.restore.export import Exported
+
 # What a command needs alone is imported in it: a guest may be waiting for its first read.
 restore_app = typer.Typer(
     help="Bring back any moment from the bucket and the tenant's key alone.", no_args_is_help=True
 )
+
+
+#: How often an export whose objects were collected meanwhile is planned anew.
+_PLANS_MAX = 3
 
 
 @command(restore_app, "list", ListOptions)
@@ -121,12 +129,12 @@ def describe(point: Point) -> str:
     return text + "."
 
 
-@command(restore_app, "export", ExportOptions)
-def export_command(options: ExportOptions) -> None:
-    """Write every disk of a moment as a raw image, verified by reading it back."""
+def _export(options: ExportOptions, progress: Progress) -> tuple[Exported, str]:
     from workers.restore import export as exporting
 
-    with shown_progress() as progress, _opened(options, progress) as (journal, point):
+    with _opened(options, progress) as (journal, point):
+        # The same moment, should it have to be planned again.
+        options.at = f"seq:{point.generation_name}/{point.seq}"
         wanted = exporting.ExportOptions(
             options.output,
             force=options.force,
@@ -135,7 +143,21 @@ def export_command(options: ExportOptions) -> None:
             progress=progress,
         )
         done = exporting.export(journal, point, wanted)
-        stream = f"{journal.identity.group}/{journal.identity.host}"
+        return done, f"{journal.identity.group}/{journal.identity.host}"
+
+
+@command(restore_app, "export", ExportOptions)
+def export_command(options: ExportOptions) -> None:
+    """Write every disk of a moment as a raw image, verified by reading it back."""
+    with shown_progress() as progress:
+        for left in reversed(range(_PLANS_MAX)):
+            try:
+                done, stream = _export(options, progress)
+                break
+            except JournalMoved:
+                if not left:
+                    raise
+                progress.say("What was read was collected meanwhile: planning again.")
     if options.json:
         print_json(done.as_dict(stream))
         return

@@ -36,8 +36,8 @@ from workers.journal.layerfile import (
 from workers.journal.runs import FrameInfo
 from workers.journal.spool import ColumnSpool, Runs, no_room
 
-#: Opened data that is dealt out together: with its copy and what is sealed about 300 MiB.
-BATCH_BYTES = 96 * MIB
+#: Opened data that is dealt out together: with its copy and what is sealed about 150 MiB.
+BATCH_BYTES = 48 * MIB
 
 #: Entries of one index of a layer, about: some 10 MiB.
 INDEX_ENTRIES = 1024 * 1024
@@ -214,7 +214,7 @@ class LayerContent:
             until = len(made.heads)
             if last < len(ends):
                 until = int(ends[last - 1]) // PART_BYTES
-            columns = {n: self._entries.column(n)[first:last] for n in _ENTRY_KINDS}
+            columns = {n: self._entries.rows_of(n, first, last) for n in _ENTRY_KINDS}
             yield made.index(columns, part, until)
             part, first = until, last
             if first >= len(ends):
@@ -402,8 +402,8 @@ class DataSpool:
                 raise no_room(error) from error
             packed = self._aead.decrypt(self._nonce(counter), sealed, None)
             plain = np.frombuffer(zstandard.ZstdDecompressor().decompress(packed), np.uint8)
-            where = self._pieces.column("where")[first:last].astype(np.int64) - base
-            count = self._pieces.column("length")[first:last].astype(np.int64) // SECTOR_BYTES
+            where = self._pieces.rows_of("where", first, last).astype(np.int64) - base
+            count = self._pieces.rows_of("length", first, last).astype(np.int64) // SECTOR_BYTES
             out[_runs(where // SECTOR_BYTES, count)] = plain.reshape(-1, SECTOR_BYTES)
             done += len(plain)
         assert done == size, "a part of a layer is not whole"

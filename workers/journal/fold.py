@@ -62,11 +62,13 @@ class FoldOvertaken(JournalError):
 @dataclass(frozen=True)
 class FoldTools:
     """What a fold takes from outside: `fetch` opens frames, `token` gives random bytes (for a key
-    of temporary files), `advance` hears bytes of data, `say` a sentence now and then."""
+    of temporary files), `hashes` makes the hash list of the journal that was folded, `advance`
+    hears bytes of data, `say` a sentence now and then."""
 
     fetch: Fetch
     token: Callable[[int], bytes]
     spool_directory: Path | None = None
+    hashes: Callable[[Journal], object] | None = None
     advance: Callable[[int], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
 
@@ -244,20 +246,25 @@ class Folder:
         """Whether the boundary was set; not if what is pinned changed meanwhile."""
         after = boundary.layers if boundary else 0
         clear, number = unfinished_list(self._store, self._identity, after, cut.place)
-        if clear is None:
-            pins = read_pins(self._store, self._identity)
-            with self._opened(cut.place) as journal:
-                layering = Layering(journal, number, pins, self._reopen, self._content_tools())
-                yield from layering.steps(self._put)
-                if read_pins(self._store, self._identity) != pins:
-                    return False
-                clear = layering.clear()
-                name, data = layering.finished()
-                failpoint("layers_after_parts_before_list")
-                yield self._put(name, data)
-        failpoint("layers_after_list_before_boundary")
-        yield self._set_boundary(clear, cut)
-        failpoint("boundary_after_create_before_next")
+        if clear is not None:
+            yield self._set_boundary(clear, cut)
+            return True
+        pins = read_pins(self._store, self._identity)
+        with self._opened(cut.place) as journal:
+            layering = Layering(journal, number, pins, self._reopen, self._content_tools())
+            yield from layering.steps(self._put)
+            if read_pins(self._store, self._identity) != pins:
+                return False
+            clear = layering.clear()
+            name, data = layering.finished()
+            failpoint("layers_after_parts_before_list")
+            yield self._put(name, data)
+            failpoint("layers_after_list_before_boundary")
+            yield self._set_boundary(clear, cut)
+            failpoint("boundary_after_create_before_next")
+            if self._tools.hashes is not None:
+                self._tools.hashes(journal)
+                yield "hash list"
         return True
 
     def _content_tools(self) -> ContentTools:

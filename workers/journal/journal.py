@@ -135,6 +135,10 @@ class Journal:
         spool = self._rows if name in ROW_COLUMNS else self._entries
         return spool.column(name)
 
+    def entry_rows(self, name: str, first: int, end: int) -> NDArray[Any]:
+        """Some of the entries of a column, read so that no memory stays taken."""
+        return self._entries.rows_of(name, first, end)
+
     def frame_column(self, name: str) -> NDArray[Any]:
         """A column of the frames of the segments that were opened."""
         return self._frames.column(name)
@@ -294,7 +298,7 @@ class Journal:
         if isinstance(run, SegmentRun):
             first = frame.first_row - run.first_row + run.entry_range()[0]
             end = first + frame.records
-            return FrameSums(*(self._entries.column(name)[first:end] for name in names))
+            return FrameSums(*(self.entry_rows(name, first, end) for name in names))
         records = self._behind_index(frame).records
         ends = np.cumsum(records["payload_length"], dtype=np.uint32)
         length = records["payload_length"].astype(np.uint32)

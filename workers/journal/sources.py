@@ -401,8 +401,9 @@ class _FromSegments:
 
     def _batches(self, step: int = 1) -> Iterator[Columns]:
         """Writes in the order of the stream. `step` > 1 gives a sample."""
-        for start in range(self._first, self._end, BATCH_ROWS * step):
-            cut = slice(start, min(self._end, start + BATCH_ROWS * step), step)
-            batch = self._view.writes({name: self._journal.column(name)[cut] for name in _NONE})
+        for start in range(self._first, self._end, BATCH_ROWS):
+            end = min(self._end, start + BATCH_ROWS)
+            columns = {name: self._journal.entry_rows(name, start, end)[::step] for name in _NONE}
+            batch = self._view.writes(columns)
             if len(batch["start"]):
                 yield batch
