@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from host_agent.control.errors import BadConfig
 from host_agent.wire.errors import BadName
 from host_agent.wire.names import check_name
+from host_agent.wire.tables import Table
 
 _MEGABIT_BYTES = 1_000_000 / 8
 _ADDRESSES_MAX = 16
@@ -147,12 +145,12 @@ def _check_journal(config: AgentConfig) -> None:
 
 
 def _ingest(table: _Table) -> IngestConfig:
-    texts = table.texts("addresses")
+    texts = table.texts("addresses", may_be_empty=True)
     if not 1 <= len(texts) <= _ADDRESSES_MAX:
         raise table.wrong("addresses", f"must list 1 to {_ADDRESSES_MAX} addresses")
     config = IngestConfig(
         addresses=tuple(_address(table, text) for text in texts),
-        server_name=table.text("server_name", None),
+        server_name=table.text("server_name") if "server_name" in table else None,
         ca_file=table.file("ca_file"),
         certificate_file=table.file("certificate_file"),
         key_file=table.file("key_file"),
@@ -175,7 +173,7 @@ def _tap(table: _Table, state_dir: Path) -> TapConfig:
     config = TapConfig(
         run_dir=table.path("run_dir"),
         state_dir=table.path("state_dir", state_dir / "tap"),
-        autostart=table.flag("autostart", False),
+        autostart=table.flag("autostart", default=False),
         binary=table.file("binary") if "binary" in table else None,
     )
     table.end()
@@ -223,7 +221,7 @@ def _group(name: str, table: _Table) -> GroupConfig:
 def _copies(table: _Table) -> frozenset[str]:
     if "copies" not in table:
         return frozenset({REMOTE, ANALYSER})
-    wanted = table.texts("copies")
+    wanted = table.texts("copies", may_be_empty=True)
     unknown = [word for word in wanted if word not in _COPIES]
     if unknown:
         raise table.wrong(
@@ -238,89 +236,12 @@ def _rate(table: _Table, key: str) -> float | None:
     return table.number(key, 0.1, 1_000_000, 0) * _MEGABIT_BYTES
 
 
-class _Table:
-    """One TOML table that knows where it stands, so that errors can say so."""
-
-    def __init__(self, content: Mapping[str, Any], prefix: str, path: Path) -> None:
-        self._content = content
-        self._prefix = prefix
-        self.file_path = path
-        self._used: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        self._used.add(key)
-        return key in self._content
-
-    def keys(self) -> list[str]:
-        return list(self._content)
-
-    def wrong(self, key: str, what: str, hint: str = "") -> BadConfig:
-        shown = f"{self._prefix}{key}"
-        return BadConfig(
-            f"{self.file_path}: {shown} {what}.",
-            hint=hint or f"Correct {shown}; agent.example.toml describes it.",
-        )
-
-    def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
-        value = self._content[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.wrong(key, f"must be {word}")
-        return value
-
-    def _need(self, key: str) -> None:
-        if key not in self:
-            raise self.wrong(key, "is missing", f"Add {self._prefix}{key}.")
-
-    def table(self, key: str) -> _Table:
-        self._need(key)
-        value = self._take(key, dict, f"a table, [{self._prefix}{key}]")
-        return _Table(value, f"{self._prefix}{key}.", self.file_path)
-
-    def text(self, key: str, default: str | None) -> str | None:
-        if key not in self:
-            return default
-        value = self._take(key, str, "a text in quotes")
-        if not value or "\0" in value:
-            raise self.wrong(key, "is empty or contains a zero character")
-        return str(value)
-
-    def texts(self, key: str) -> list[str]:
-        self._need(key)
-        values = self._take(key, list, "a list of texts")
-        if not all(isinstance(value, str) for value in values):
-            raise self.wrong(key, "must be a list of texts")
-        return values  # type: ignore[no-any-return]
-
-    def name(self, key: str) -> str:
-        self._need(key)
-        try:
-            return check_name(key, self._take(key, str, "a text in quotes"))
-        except BadName as error:
-            raise self.wrong(key, f"is {error.message}", error.hint) from None
-
-    def number(self, key: str, low: float, high: float, default: float) -> float:
-        if key not in self:
-            return default
-        value = float(self._take(key, (int, float), "a number"))
-        if not low <= value <= high:
-            raise self.wrong(key, f"must be from {low:g} to {high:g}, not {value:g}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        if key not in self:
-            return default
-        return bool(self._take(key, bool, "true or false"))
-
-    def path(self, key: str, default: Path | None = None) -> Path:
-        if default is None:
-            self._need(key)
-        text = self.text(key, None)
-        if text is None:
-            assert default is not None
-            return default
-        return (self.file_path.parent / text).absolute()
+class _Table(Table):
+    error = BadConfig
+    example = "agent.example.toml describes it."
 
     def file(self, key: str) -> Path:
+        """A file that can be read."""
         path = self.path(key)
         try:
             with path.open("rb"):
@@ -331,11 +252,3 @@ class _Table:
                 f"names {path}, which cannot be read: {error.strerror}",
                 "Make that file, or name another.",
             ) from None
-
-    def end(self) -> None:
-        """BadConfig if there is a key that nobody asked for."""
-        for key in self._content:
-            if key not in self._used:
-                near = difflib.get_close_matches(key, self._used, 1)
-                hint = f"Did you mean {near[0]}?" if near else "Remove it."
-                raise self.wrong(key, "is not a setting", hint)

@@ -66,7 +66,7 @@ def test_commits_follow_from_the_objective(folder: Path, rpo: int, commit: float
 
 WRONG = [
     ('tenant = "acme"', "", "tenant is missing"),
-    ('tenant = "acme"', 'tenant = "Acme Inc"', "tenant is 'Acme Inc' cannot be the name"),
+    ('tenant = "acme"', 'tenant = "Acme Inc"', "tenant is wrong: 'Acme Inc' cannot be the name"),
     ('host = "hv-01"', "host = 3", "host must be a text"),
     ('state_dir = "state"', 'state_dir = ""', "state_dir is empty"),
     ('state_dir = "state"', 'state_dri = "state"', "state_dir is missing"),

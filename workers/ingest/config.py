@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import stat
@@ -10,10 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from host_agent.wire.errors import BadName
 from host_agent.wire.names import check_name
+from host_agent.wire.tables import Table
 from workers.ingest.errors import BadConfig
 from workers.storage.errors import StoreError
 from workers.storage.s3 import S3Credentials
@@ -85,7 +84,7 @@ def load_config(path: Path) -> IngestConfig:
 
 def _parse(top: _Table) -> IngestConfig:
     store = _store(top)
-    tls = top.table("tls", required=True)
+    tls = top.table("tls")
     # A local folder takes a commit for nothing; a service takes money for it.
     fastest = 0.2 if store.startswith("file:") else 1.0
     low = top.number("commit_seconds_min", 0.02, 60, fastest)
@@ -104,7 +103,7 @@ def _parse(top: _Table) -> IngestConfig:
         commit_seconds_max=top.number("commit_seconds_max", low, 3600, max(low, 5.0)),
         probe_seconds=top.number("probe_seconds", 0.02, 5, 1.0),
         asof_seconds=top.number("asof_seconds", 0.1, 3600, 60.0),
-        limits=_limits(top.table("limits")),
+        limits=_limits(top.table("limits", required=False)),
     )
     tls.end()
     top.end()
@@ -150,7 +149,7 @@ def _check(table: _Table, key: str, kind: str, name: str) -> None:
     try:
         check_name(kind, name)
     except BadName as error:
-        raise table.wrong(key, f"is wrong: {error.message}", error.hint) from None
+        raise table.wrong(key, f"is wrong: {error.message.rstrip('.')}", error.hint) from None
 
 
 def _address(table: _Table, key: str) -> tuple[str, int]:
@@ -181,71 +180,9 @@ def _credentials(top: _Table) -> S3Credentials | None:
     return credentials
 
 
-class _Table:
-    """One TOML table that knows where it stands, so that errors can say so."""
-
-    def __init__(self, content: Mapping[str, Any], prefix: str, path: Path) -> None:
-        self._content = content
-        self._prefix = prefix
-        self.file_path = path
-        self._used: set[str] = set()
-        self._known: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        self._known.add(key)
-        return key in self._content
-
-    def keys(self) -> list[str]:
-        return list(self._content)
-
-    def wrong(self, key: str, what: str, hint: str = "") -> BadConfig:
-        shown = f"{self._prefix}{key}"
-        return BadConfig(
-            f"{self.file_path}: {shown} {what}.", hint=hint or f"Correct {shown}; {_EXAMPLE}"
-        )
-
-    def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
-        self._used.add(key)
-        if key not in self:
-            raise self.wrong(key, "is missing", f"Add {self._prefix}{key}; {_EXAMPLE}")
-        value = self._content[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.wrong(key, f"must be {word}")
-        return value
-
-    def table(self, key: str, *, required: bool = False) -> _Table:
-        if key not in self and not required:
-            return _Table({}, f"{self._prefix}{key}.", self.file_path)
-        value = self._take(key, dict, f"a table, [{self._prefix}{key}]")
-        return _Table(value, f"{self._prefix}{key}.", self.file_path)
-
-    def text(self, key: str) -> str:
-        value: str = self._take(key, str, "a text in quotes")
-        if not value or "\0" in value:
-            raise self.wrong(key, "is empty or contains a zero character")
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        values: list[str] = self._take(key, list, "a list of texts")
-        if not values or not all(isinstance(value, str) for value in values):
-            raise self.wrong(key, 'must be a list of texts, such as ["shop"] or ["*"]')
-        return values
-
-    def name(self, key: str) -> str:
-        text = self.text(key)
-        _check(self, key, key, text)
-        return text
-
-    def number(self, key: str, low: float, high: float, default: float) -> float:
-        if key not in self:
-            return default
-        value = float(self._take(key, (int, float), "a number"))
-        if not low <= value <= high:
-            raise self.wrong(key, f"must be from {low:g} to {high:g}, not {value:g}")
-        return value
-
-    def path(self, key: str) -> Path:
-        return (self.file_path.parent / self.text(key)).absolute()
+class _Table(Table):
+    error = BadConfig
+    example = _EXAMPLE
 
     def file(self, key: str) -> Path:
         path = self.path(key)
@@ -269,11 +206,3 @@ class _Table:
                 f"Run: chmod 600 {path}",
             )
         return path
-
-    def end(self) -> None:
-        """BadConfig if there is a key that nobody asked for."""
-        for key in self._content:
-            if key not in self._used:
-                near = difflib.get_close_matches(key, self._known, 1)
-                hint = f"Did you mean {near[0]}?" if near else f"Remove it; {_EXAMPLE}"
-                raise self.wrong(key, "is not a setting", hint)
