@@ -9,15 +9,24 @@ import pytest
 from host_agent.wire.names import boundary_name, key_name, layers_prefix
 from tests.journal.folding import HOUR, NS, ONE_HOUR, SHAPE, Site, latest
 from tests.model.model import MARK
+from tests.restore.images import Images
 from workers.journal import content, layering
 from workers.journal.boundary import newest_boundary
-from workers.journal.errors import BoundaryDamaged, LayerDamaged, NoSuchCheckpoint, PayloadDamaged
+from workers.journal.errors import (
+    BoundaryDamaged,
+    JournalMoved,
+    LayerDamaged,
+    NoSuchCheckpoint,
+    PayloadDamaged,
+)
 from workers.journal.indexing import write_indexes
 from workers.journal.paint import U64, Painted, paint
 from workers.journal.pins import pin, unpin
 from workers.journal.points import resolve
+from workers.journal.reader import open_journal
 from workers.journal.retention import Policy
 from workers.journal.verify import verify
+from workers.restore.fetch import fetch_all
 
 pytestmark = pytest.mark.invariant("I15")
 
@@ -214,6 +223,49 @@ def test_each_object_of_a_layer_has_a_key_of_its_own() -> None:
         if "/parts/" in name or name.startswith(layers_prefix(site.builder.identity))
     ]
     assert len(salts) == len(set(salts)) >= 6
+
+
+class _Moving:
+    """A store in which others fold and collect as soon as a reader has begun with the chain."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.moved = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._site.store, name)
+
+    def get_tail(self, name: str, length: int) -> bytes:
+        """The first read moves the journal."""
+        if not self.moved:
+            self.moved += 1
+            self._site.fold()
+            self._site.store.now += 25 * HOUR * NS
+            assert self._site.collect().deleted > 10
+        return self._site.store.get_tail(name, length)
+
+
+def test_a_reader_that_meets_a_deleted_object_plans_again() -> None:
+    site = Site.make(2)
+    wanted = latest(site)
+    store = _Moving(site)
+    identity, key = site.builder.identity, site.builder.tenant_key
+    with open_journal(store, identity, key) as journal:  # type: ignore[arg-type]
+        assert store.moved == 1
+        assert journal.damage is None
+        assert journal.layers is not None
+        assert Images(journal).of(resolve(journal, "latest-write")) == wanted
+
+
+def test_data_that_was_collected_while_it_was_read_is_named() -> None:
+    site = Site.make(2)
+    with site.opened() as journal:
+        frames = [n for n in range(journal.frames) if journal.frame(n).payload_sealed][:5]
+        site.fold()
+        site.store.now += 25 * HOUR * NS
+        site.collect()
+        with pytest.raises(JournalMoved):
+            list(fetch_all(journal, iter(frames)))
 
 
 def test_nothing_is_due_without_a_window_behind() -> None:

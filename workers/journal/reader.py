@@ -74,12 +74,9 @@ def open_journal(
     """
     for _ in range(_OPENINGS_MAX):
         try:
-            journal = _open(store, identity, tenant_key, options or ReadOptions())
+            return _open(store, identity, tenant_key, options or ReadOptions())
         except JournalMoved:
             continue
-        if not isinstance(journal.damage, SegmentLost) or not _has_moved(journal):
-            return journal
-        journal.close()
     raise JournalMoved(f"The journal of {identity} is given up again and again while it is read.")
 
 
@@ -111,6 +108,8 @@ def _open(
         if options.keeper is not None:
             journal.keeper = options.keeper(journal)
         _Reading(journal, tenant_key, options).run()
+        if isinstance(journal.damage, SegmentLost) and _has_moved(journal):
+            raise JournalMoved(f"The journal of {identity} was given up while it was opened.")
         if journal.damage is not None and not journal.rows:
             raise journal.damage.__cause__ or journal.damage
         if not journal.segments:
