@@ -31,6 +31,7 @@ const ANCHORS_AT: [usize; 2] = [160, 208];
 const LAST_GOOD_AT: usize = 248;
 const STORED_AT: usize = 256;
 const MEMBERS_AT: usize = 264;
+const UNTRUSTED_AT: usize = 296;
 /// Disks of a stream at most: bits in the header.
 const MEMBERS: u16 = 256;
 /// Index entries kept for BEGIN, END, markers and descriptions.
@@ -198,7 +199,7 @@ impl Ring {
         self.map.store(0, 0);
         self.map.barrier();
         self.store_positions();
-        self.map.write(MEMBERS_AT, &[0; MEMBERS as usize / 8]);
+        self.map.write(MEMBERS_AT, &[0; MEMBERS as usize / 4]);
         let mut header = [0u8; 128];
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         header[16..32].copy_from_slice(&self.at.generation);

@@ -204,6 +204,16 @@ impl Core {
         let _ = std::thread::Builder::new().name("distrust".to_owned()).spawn(undo);
     }
 
+    /// Nothing that would have to be known again can be written: no log is believed any more.
+    pub fn distrust_all(&mut self, code: i32) {
+        let is_kept = |disk: &Disk| disk.hot.phase != Phase::Without;
+        let kept = self.disks.iter().filter(|(_, disk)| is_kept(disk));
+        let slots: Vec<usize> = kept.map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.distrust(slot, code);
+        }
+    }
+
     /// All of a disk, or of each, is to be read: the logs say so before anything else happens.
     pub fn distrust_marks(&mut self, only: Option<u16>) {
         let is_meant = |disk: &Disk| only.is_none_or(|number| number == disk.number);
@@ -281,7 +291,8 @@ impl Core {
             disk.io.file.sync_data().map_err(|e| (disk.name.clone(), failed(e)))?;
             let number = disk.number;
             let stored = stream.ring.positions().stored;
-            disk.hot.leave(stored, &|range| stream.is_to_be_read(number, range));
+            let left = disk.hot.leave(stored, &|range| stream.is_to_be_read(number, range));
+            left.map_err(|_| (disk.name.clone(), libc::EIO))?;
         }
         Ok(())
     }

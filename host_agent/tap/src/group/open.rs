@@ -142,7 +142,8 @@ fn open_marks(core: &Core, disk: &mut Disk, wanted: &DiskState, left: &Left) {
     }
     // In the ring's own numbering; in a new one what is marked is to be read in any case.
     let seq = if matches!(left, Left::Lost(_)) { 0 } else { stream.ring.head() };
-    disk.hot = marks::open(&disk.log_path, disk.size, left.believes_logs(disk.number), seq);
+    let is_believed = left.believes_logs(disk.number) && !stream.ring.is_untrusted(disk.number);
+    disk.hot = marks::open(&disk.log_path, disk.size, is_believed, seq);
 }
 
 /// Makes an opened disk part of its group, as an earlier tap left it.
@@ -203,6 +204,7 @@ pub fn add_disk(
         stream.disk_differs(wanted.number, 0..size, Cause::DiskChanged);
         stream.set_cause(Cause::DiskChanged);
     }
+    stream.ring.set_untrusted(wanted.number, false);
     if is_untrusted {
         stream.distrust(wanted.number, now);
     }

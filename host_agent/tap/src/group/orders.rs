@@ -409,7 +409,11 @@ impl Group {
         let stored = self.core.stream.as_ref().is_some_and(|s| s.ring.positions().stored > 0);
         if stored && self.state.stored_generation != self.state.generation {
             self.state.stored_generation = self.state.generation.clone();
-            self.save()?;
+            if let Err(e) = self.places.state.save(&self.state) {
+                // The stream goes on; what a successor would have to know is not known.
+                eprintln!("holdfast-tap: group {}: the state directory: {e}", self.state.group);
+                self.core.distrust_all(e.raw_os_error().unwrap_or(libc::EIO));
+            }
         }
         self.core.marks.look_soon();
         Ok(answer)

@@ -30,9 +30,17 @@ pub struct Look<'a> {
 
 impl Hot {
     /// At an orderly stop, when all is durable on the disk: only what is not stored stays marked.
-    pub fn leave(&mut self, stored: u64, is_needed: &dyn Fn(&Range<u64>) -> bool) {
+    pub fn leave(
+        &mut self,
+        stored: u64,
+        is_needed: &dyn Fn(&Range<u64>) -> bool,
+    ) -> Result<(), String> {
+        if self.wanted_scope == Some(Scope::Whole) {
+            self.go_whole_now()?;
+            return Ok(());
+        }
         if self.phase != Phase::Marked || self.batch.is_some() {
-            return;
+            return Ok(());
         }
         for at in 0..MARKS_MAX {
             let extent = self.extents[at];
@@ -44,15 +52,16 @@ impl Hot {
                 self.stale[at / PER_PAGE] = true;
             }
         }
-        let Some(log) = &mut self.log else { return };
+        let Some(log) = &mut self.log else { return Ok(()) };
         for which in (0..PAGES).filter(|which| self.stale[*which]) {
             let page = log.page(which, &self.extents);
             // Marks that stay although they could go cost some reading, no more.
             if log.write_now(&page).is_err() {
                 self.counts.errors += 1;
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Looks after the marks; `true`: a flush of the disk would help.

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use super::{
     table, Geometry, Mood, Positions, Ring, ANCHORS_AT, CAUSE_AT, CLEAN_AT, HEADER_BYTES, INDEX_AT,
-    LAST_GOOD_AT, MAGIC, MEMBERS, MEMBERS_AT, STATE_AT, STORED_AT, VERSION, WHICH_ANCHOR_AT,
+    LAST_GOOD_AT, MAGIC, MEMBERS, MEMBERS_AT, STATE_AT, STORED_AT, UNTRUSTED_AT, VERSION,
+    WHICH_ANCHOR_AT,
 };
 use crate::record::{ENTRY_BYTES, FLAG_MORE, FLAG_TAIL};
 use crate::sys::files;
@@ -197,12 +198,25 @@ impl Ring {
 
     /// Says that records up to now, or a BEGIN that is in, name this disk; or no longer do.
     pub fn set_member(&mut self, disk: u16, is_member: bool) {
+        self.set_bit(MEMBERS_AT, disk, is_member);
+    }
+
+    /// Says that no successor may believe the hot-extent log of a disk, or that it may again.
+    pub fn set_untrusted(&mut self, disk: u16, is_untrusted: bool) {
+        self.set_bit(UNTRUSTED_AT, disk, is_untrusted);
+    }
+
+    fn set_bit(&mut self, field: usize, disk: u16, is_set: bool) {
         if disk >= MEMBERS {
             return;
         }
-        let (at, bit) = (MEMBERS_AT + usize::from(disk / 8), 1 << (disk % 8));
+        let (at, bit) = (field + usize::from(disk / 8), 1 << (disk % 8));
         let before = self.map.bytes(at, 1)[0];
-        self.map.store_byte(at, if is_member { before | bit } else { before & !bit });
+        self.map.store_byte(at, if is_set { before | bit } else { before & !bit });
+    }
+
+    fn bit(&self, field: usize, disk: u16) -> bool {
+        disk < MEMBERS && self.map.bytes(field + usize::from(disk / 8), 1)[0] >> (disk % 8) & 1 == 1
     }
 
     /// A change of a disk is about to be submitted to it. `slot`: [`INLINE`], or any number that
@@ -218,8 +232,12 @@ impl Ring {
 
     /// Whether the records that are in name this disk.
     pub fn is_member(&self, disk: u16) -> bool {
-        disk < MEMBERS
-            && self.map.bytes(MEMBERS_AT + usize::from(disk / 8), 1)[0] >> (disk % 8) & 1 == 1
+        self.bit(MEMBERS_AT, disk)
+    }
+
+    /// Whether nobody may believe the hot-extent log of a disk.
+    pub fn is_untrusted(&self, disk: u16) -> bool {
+        self.bit(UNTRUSTED_AT, disk)
     }
 }
 

@@ -17,6 +17,7 @@ impl Stream {
     pub fn distrust(&mut self, disk: u16, now: u64) {
         let Some(member) = self.members.get_mut(&disk) else { return };
         member.is_untrusted = true;
+        self.ring.set_untrusted(disk, true);
         let body = tell(disk, member).to_string();
         if self.state == State::Dirty {
             return;
