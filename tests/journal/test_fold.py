@@ -19,11 +19,13 @@ from workers.journal.errors import (
     NoSuchCheckpoint,
     PayloadDamaged,
 )
+from workers.journal.fold import Folder, FoldTools
+from workers.journal.hashlist import make_hashes
 from workers.journal.indexing import write_indexes
 from workers.journal.paint import U64, Painted, paint
 from workers.journal.pins import pin, unpin
 from workers.journal.points import resolve
-from workers.journal.reader import open_journal
+from workers.journal.reader import ReadOptions, open_journal
 from workers.journal.retention import Policy
 from workers.journal.verify import verify
 from workers.restore.fetch import fetch_all
@@ -223,6 +225,23 @@ def test_each_object_of_a_layer_has_a_key_of_its_own() -> None:
         if "/parts/" in name or name.startswith(layers_prefix(site.builder.identity))
     ]
     assert len(salts) == len(set(salts)) >= 6
+
+
+def test_the_hash_list_of_the_newest_layer_is_that_of_the_chain() -> None:
+    site = Site.make(3)
+    twin = site.twin()
+    stream = (site.builder.identity, site.builder.tenant_key)
+    tools = FoldTools(
+        fetch_all,
+        random.Random(1).randbytes,
+        hashes=lambda journal: make_hashes(journal, fetch_all),
+    )
+    folded = Folder(site.store, stream, ONE_HOUR, tools).run()
+    with twin.opened(ReadOptions(until=folded.place)) as journal:
+        make_hashes(journal, fetch_all)
+    lists = [{n: d for n, d in s.store.objects.items() if "/hashes/" in n} for s in (site, twin)]
+    assert lists[0] == lists[1]
+    assert len(lists[0]) >= 2
 
 
 class _Moving:

@@ -262,7 +262,9 @@ class Folder:
             failpoint("layers_after_list_before_boundary")
             yield self._set_boundary(clear, cut)
             failpoint("boundary_after_create_before_next")
-            if self._tools.hashes is not None:
+        if self._tools.hashes is not None:
+            # By the layers: their data lies in the order in which it is hashed.
+            with self._opened(cut.place) as journal:
                 self._tools.hashes(journal)
                 yield "hash list"
         return True

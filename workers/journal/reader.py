@@ -112,7 +112,7 @@ def _open(
             raise JournalMoved(f"The journal of {identity} was given up while it was opened.")
         if journal.damage is not None and not journal.rows:
             raise journal.damage.__cause__ or journal.damage
-        if not journal.segments:
+        if not journal.segments and journal.layers is None:
             raise NoSuchStream(
                 f"{store.label} holds no journal of {identity}.",
                 hint="`holdfast restore list` shows what it holds.",
