@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 use crate::sys::{Epoll, Ready};
 
 /// The longest look: an answer's way to a client that sleeps, and a request's way back.
-const LOOK: Duration = Duration::from_micros(12);
+const LOOK: Duration = Duration::from_micros(8);
 /// One look takes a fraction of this: longer, and somebody else had the processor meanwhile.
 const GLANCE: Duration = Duration::from_micros(3);
 /// More requests than this in one turn: the client keeps many in flight.
 const FEW: u32 = 2;
 /// From such a client several come together if they are given so long.
 const GATHER: Duration = Duration::from_micros(4);
-/// Looks in vain until it sleeps at once.
+/// Trust at most: without any it sleeps at once.
 const TRUST_MAX: u32 = 8;
+/// What a look in vain costs of it; one that was worth it gains one.
+const VAIN: u32 = 2;
 /// Without trust, one turn in so many looks.
-const TRY_EVERY: u32 = 64;
+const TRY_EVERY: u32 = 256;
 
 /// Whether looking pays.
 #[derive(Debug, Default)]
@@ -65,7 +67,8 @@ impl Spin {
     }
 
     fn learn(&mut self, has_come: bool) {
-        self.trust = if has_come { TRUST_MAX } else { self.trust.saturating_sub(1) };
+        let trust = if has_come { self.trust + 1 } else { self.trust.saturating_sub(VAIN) };
+        self.trust = trust.min(TRUST_MAX);
     }
 }
 
@@ -89,7 +92,7 @@ mod tests {
     fn it_looks_as_long_as_that_pays() {
         let mut spin = Spin::default();
         assert!(looks(&mut spin, 6400, false) <= 100);
-        looks(&mut spin, 100, true);
+        looks(&mut spin, 2 * TRY_EVERY, true);
         assert_eq!(looks(&mut spin, 1000, true), 1000);
         assert!(looks(&mut spin, 1000, false) <= TRUST_MAX + 1000 / TRY_EVERY + 1);
         assert!(!spin.is_worth_it(0), "nobody was answered");
