@@ -153,6 +153,40 @@ def test_a_disk_edited_while_nobody_looked(
 
 
 @pytest.mark.invariant("I3")
+@pytest.mark.parametrize("has_ring", [True, False], ids=["ring", "no-ring"])
+@pytest.mark.parametrize("at", [0, SIZE - 512])
+def test_an_edit_that_keeps_size_and_time(
+    start_tap: StartTap,
+    make_disk: MakeDisk,
+    follow: OpenStream,
+    storage: Path,
+    at: int,
+    has_ring: bool,
+) -> None:
+    """Samples of the content tell, also after a restart of the host."""
+    disk = make_disk(SIZE, folder=storage)
+    tap = start_tap()
+    attached = tap.attach(disk)
+    follower = follow(attached.stream_socket)
+    follower.take()
+    tap.stop()
+    before = disk.stat()
+    with disk.open("r+b") as file:
+        file.seek(at)
+        file.write(b"offline" + bytes(505))
+    os.utime(disk, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if not has_ring:
+        for ring in tap.ring_dir.iterdir():
+            ring.unlink()
+    tap = start_tap()
+    assert tap.group()["to_read_bytes"] == SIZE
+    assert tap.group()["cause"] == "disk_changed"
+    follower.reopen(Stream(attached.stream_socket))
+    follower.sync()
+    assert follower.image() == disk.read_bytes()
+
+
+@pytest.mark.invariant("I3")
 def test_a_ring_that_is_gone(start_tap: StartTap, make_disk: MakeDisk, follow: OpenStream) -> None:
     """As after a restart of the host: a new generation that names its predecessor, all is read."""
     disk = make_disk(SIZE)

@@ -138,3 +138,129 @@ impl Hot {
         needs_flush
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::hotlog::Log;
+    use crate::testing::{Random, Scratch};
+
+    const EXTENTS: u64 = 12_000;
+    const EXTENT: u64 = 4 << 20;
+
+    /// A disk's marks, and what the world knows: which extents differ from the journal.
+    struct World {
+        hot: Hot,
+        now: u64,
+        head: u64,
+        stored: u64,
+        /// Extent to the position of its newest change, and when that was.
+        changed: BTreeMap<u64, (u64, u64)>,
+        flushed: u64,
+        batch: Vec<crate::hot::Write>,
+    }
+
+    impl World {
+        fn change(&mut self, extent: u64) -> bool {
+            let range = extent * EXTENT..extent * EXTENT + 512;
+            if !self.hot.is_ready(&range) {
+                self.hot.wait(0, &range, self.now);
+                return false;
+            }
+            self.head += 1;
+            self.changed.insert(extent, (self.head, self.now));
+            self.hot.touch(&range, self.head, self.now);
+            true
+        }
+
+        fn commit(&mut self, file: &std::fs::File) {
+            if self.batch.is_empty() {
+                self.batch = self.hot.next_batch(self.now);
+                return;
+            }
+            for write in std::mem::take(&mut self.batch) {
+                file.write_all_at(&write.page.1, write.page.0).unwrap();
+                self.hot.wrote();
+            }
+            self.hot.committed(self.now);
+        }
+
+        fn tend(&mut self, quiet_ns: u64) {
+            let look = Look {
+                now_ns: self.now,
+                head: self.head,
+                stored: self.stored,
+                is_good: true,
+                serial: self.head,
+                oldest: None,
+                quiet_ns,
+                is_needed: &|_| false,
+            };
+            if self.hot.tend(&look) {
+                self.hot.flush_began(self.now);
+                self.flushed = self.now;
+                self.now += 1;
+                self.hot.flush_ended();
+            }
+        }
+
+        /// What a power cut may have made different must be found again.
+        fn check(&self, path: &std::path::Path) {
+            let found = Log::open(path).unwrap();
+            if found.scope == Scope::Whole {
+                return;
+            }
+            let slots: BTreeSet<u32> = found.slots.into_iter().collect();
+            for (extent, (seq, at)) in &self.changed {
+                let is_safe = *seq <= self.stored && *at < self.flushed;
+                let is_marked = slots.contains(&(*extent as u32 + 1));
+                assert!(is_safe || is_marked, "extent {extent} of {seq} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn whenever_the_power_goes_all_that_may_differ_is_marked() {
+        for seed in 0..4 {
+            let (scratch, mut random) = (Scratch::new(), Random::new(seed));
+            let path = scratch.path("g.0.hot");
+            let log = Log::create(&path, EXTENTS * EXTENT).unwrap();
+            let file = log.file.clone();
+            let hot = Hot::new(log, EXTENTS * EXTENT);
+            let (changed, batch) = (BTreeMap::new(), Vec::new());
+            let mut world = World { hot, now: 1, head: 0, stored: 0, changed, flushed: 0, batch };
+            let (mut has_marked, mut given_up) = (false, 0);
+            for round in 0..1200u64 {
+                world.now += random.below(3);
+                // Now and then more at once than there is room for.
+                if seed % 2 == 0 && round % 500 == 499 {
+                    for extent in 0..EXTENTS {
+                        world.change(extent);
+                    }
+                }
+                match random.below(8) {
+                    0..=2 => {
+                        for _ in 0..=random.below(40) {
+                            world.change(random.below(EXTENTS));
+                        }
+                    }
+                    3 | 4 => world.commit(&file),
+                    5 => world.tend([5, 1 << 40][random.below(2) as usize]),
+                    6 => world.stored += random.below(world.head - world.stored + 1),
+                    _ if random.below(200) == 0 => world.hot.go_whole(),
+                    _ => {}
+                }
+                has_marked |= world.hot.phase == Phase::Marked;
+                given_up = given_up.max(world.hot.counts.given_up);
+                if round % 3 == 0 {
+                    world.check(&path);
+                }
+            }
+            assert!(has_marked && given_up > 0, "seed {seed}");
+            assert_eq!(world.hot.counts.overflows > 0, seed % 2 == 0, "seed {seed}");
+        }
+    }
+}
