@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from infra.demo.processes import run
+from infra.demo.processes import program, run, wait_until
 from infra.demo.report import DemoFailed
 from infra.demo.site import GROUP, json_output
 from tests.hypervisor.machines import (
+    DISK,
     MIB,
+    NODE,
     Commands,
     Daemon,
     attach,
@@ -103,6 +107,7 @@ def test_agents_come_and_go_and_the_job_goes_on(place: Place, daemon: Daemon) ->
     place.site.start_agent()
     wait_protected(place)
     assert tap_disk(place)["counters"]["connections"] == 1, "the job was never interrupted"
+    _found(place, daemon)
     place.site.checkpoint("second")
     second = place.disk.read_bytes()
     detach(place)
@@ -112,6 +117,52 @@ def test_agents_come_and_go_and_the_job_goes_on(place: Place, daemon: Daemon) ->
         assert commands.ask("query-block-jobs") == []
     assert difference(place.export("tag:first"), first) == ""
     assert difference(place.export("tag:second"), second) == ""
+
+
+def _found(place: Place, daemon: Daemon) -> None:
+    """`discover` uses the agent's own connection where it has one, and names what fails."""
+    words: list[str | Path] = [
+        "--libvirt",
+        "test:///default",
+        "--qmp",
+        place.folder / "nothing",
+        "--json",
+    ]
+    done = run(place.site.agent_command("discover", *words), allowed=[1])
+    answer = json.loads(done.stdout)
+    by_source = {one["source"]: one for one in answer["machines"]}
+    protected = {one["node"]: one["protected"] for one in by_source[str(daemon.qmp)]["disks"]}
+    assert protected[NODE] == {
+        "group": GROUP, "disk": DISK, "mode": "mirror", "health": "mirrored"
+    }  # fmt: skip
+    assert protected["file0"] is None
+    assert by_source["test:///default"]["name"] == "test"
+    (failed,) = answer["failed"]
+    assert failed["error"] == "qmp_gone"
+
+
+def test_a_mirror_that_is_idle_connects_again_to_a_new_tap(place: Place) -> None:
+    """Nothing is missing after an orderly restart of the tap, so nothing is brought again."""
+    qmp = place.folder / "qmp"
+    argv: list[str | Path] = [
+        *(program("qemu-system-x86_64"), "-accel", "tcg", "-m", "32", "-nodefaults", "-S"),
+        *("-no-user-config", "-display", "none", "-qmp", f"unix:{qmp},server=on,wait=off"),
+        *("-blockdev", f"driver=file,node-name=file0,filename={place.disk}"),
+        *("-blockdev", f"driver=raw,node-name={NODE},file=file0"),
+        *("-device", f"virtio-blk-pci,drive={NODE}"),
+    ]
+    place.processes.start("qemu", argv)
+    wait_until("QMP is there", 20, qmp.exists)
+    attach(place, qmp)
+    wait_protected(place)
+    assert place.site.tap is not None
+    place.site.tap.stop()
+    wait_health(place, "unprotected", 10)
+    place.site.start_tap()
+    wait_protected(place)
+    # Counted since the tap started, and a mirror that begins again writes the whole disk.
+    assert tap_disk(place)["counters"]["zeroes"] == 0
+    detach(place)
 
 
 @pytest.mark.invariant("I1", "I4", "I7")
@@ -125,6 +176,7 @@ def test_a_mirror_that_breaks_is_seen_and_mended(place: Place, daemon: Daemon) -
     _machine_died(place, daemon)
     place.site.checkpoint("end")
     assert difference(place.export("tag:end"), place.disk.read_bytes()) == ""
+    _given_up(place, daemon)
 
 
 def _cancelled(place: Place, daemon: Daemon) -> None:
@@ -172,6 +224,17 @@ def _tap_killed(place: Place, daemon: Daemon) -> None:
     place.site.start_tap()
     fill(daemon, 5)
     wait_protected(place)
+
+
+def _given_up(place: Place, daemon: Daemon) -> None:
+    """A machine that is gone cannot end its mirror; with --force the tap forgets the disk."""
+    daemon.kill()
+    with pytest.raises(DemoFailed, match="No QEMU answers"):
+        detach(place)
+    assert mirror(place)["disk"] == DISK
+    detach(place, "--force")
+    assert group(place)["mirrors"] == []
+    assert group(place)["tap"]["disks"] == []
 
 
 def _machine_died(place: Place, daemon: Daemon) -> None:

@@ -173,6 +173,7 @@ impl Group {
             self.core.holds.deadline_ns(),
             self.core.needs.deadline_ns(),
             self.core.mirror_deadline_ns(),
+            self.core.sync.deadline_ns().filter(|at| *at > now),
             self.core.delayed.iter().map(|delayed| delayed.until_ns).min(),
             self.ctls.iter().filter_map(|(_, ctl)| ctl.deadline_ns()).min(),
             self.conns.iter().filter_map(|(_, client)| client.conn.deadline_ns).min(),

@@ -19,6 +19,8 @@ const ZERO_UNIT: usize = 4096;
 const DAMAGE_UNIT: u64 = 4096;
 /// The longest SYNC_ZERO, bytes.
 const ZERO_MAX: u64 = (1 << 32) - 512;
+/// A request with nothing to read waits so long for QEMU to bring a mirrored disk, ns.
+const MIRROR_WAIT_NS: u64 = 1_000_000_000;
 /// Reads of a sync with the engine at once.
 const READS_MAX: usize = 4;
 /// Records that one `sync` request may write, so that its answer comes even over endless holes.
@@ -42,6 +44,8 @@ struct Wanted {
     before: Option<(u16, u64)>,
     read: u64,
     records: u64,
+    /// It waits for mirrors until then, ns of the tap's clock.
+    until_ns: u64,
 }
 
 /// What there is to say about a sync request.
@@ -70,6 +74,11 @@ impl SyncRun {
         self.barrier = self.barrier.max(serial);
     }
 
+    /// When the request is answered although a mirror is not confirmed, ns of the tap's clock.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.wanted.as_ref().map(|wanted| wanted.until_ns)
+    }
+
     /// Nobody waits for it any more.
     pub fn cancel(&mut self) {
         self.wanted = None;
@@ -86,7 +95,8 @@ impl Core {
         cause: Option<(Cause, Option<u16>)>,
     ) {
         let now = self.clock.wall_ns;
-        self.sync.wanted = Some(Wanted { bytes, before, read: 0, records: 0 });
+        let until_ns = self.clock.mono_ns + MIRROR_WAIT_NS;
+        self.sync.wanted = Some(Wanted { bytes, before, read: 0, records: 0, until_ns });
         if let Some((_, only)) = cause {
             self.distrust_marks(only);
         }
@@ -307,6 +317,10 @@ impl Core {
         let is_waiting = self.sync.reads > 0
             || self.ops.iter().any(|(_, op)| op.is_change() && op.serial <= barrier);
         if is_waiting {
+            return SyncStep::Wait;
+        }
+        let is_mirror_open = self.stream.as_ref().is_some_and(|s| s.mirrors.is_any_open());
+        if is_mirror_open && self.sync.deadline_ns().is_some_and(|at| at > self.clock.mono_ns) {
             return SyncStep::Wait;
         }
         let now = self.clock.wall_ns;
