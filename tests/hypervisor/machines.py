@@ -161,7 +161,8 @@ def wait_copying(place: Place, at_least: int, seconds: float = 30) -> dict[str, 
     while time.monotonic() < deadline:
         now = mirror(place)
         if now["job"] is not None and now["job"]["done_bytes"] >= at_least:
-            assert now["health"] == "syncing", now
+            # On a busy machine the small ring may have been full in between.
+            assert now["health"] != "mirrored", now
             return now
         time.sleep(0.05)
     raise DemoFailed(f"The sync did not come that far: {mirror(place)}")

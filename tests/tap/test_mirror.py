@@ -205,6 +205,34 @@ def test_a_new_generation_and_a_killed_tap_need_the_whole_disk(
     assert after.act("look")["needs"] == "all"
 
 
+@pytest.mark.invariant("I1")
+def test_a_tap_that_is_killed_while_all_is_confirmed_leaves_the_rest_to_qemu(
+    start_tap: StartTap, make_mirrored: MakeMirrored
+) -> None:
+    tap = start_tap("shared")
+    mirrored = make_mirrored(tap)
+    client = mirrored.begin()
+    mirrored.confirm()
+    assert mirrored.sync() == "recording"
+    mirrored.write(client, 4096, b"k" * 4096)
+    tap.kill()
+    start_tap("shared")
+    mirrored.guard = Channel(mirrored.stream_socket)
+    told = mirrored.act("look")
+    assert (told["needs"], told["clients"]) == ("rest", 0)
+    assert told["state"] != "recording"
+    with pytest.raises(TapRefused):
+        mirrored.confirm()
+    mirrored.follower.reopen(Stream(mirrored.stream_socket))
+    again = mirrored.connect()
+    assert mirrored.sync() == "syncing"
+    mirrored.write(again, 8192, b"l" * 4096)
+    mirrored.confirm()
+    assert mirrored.sync() == "recording"
+    assert mirrored.image() == bytes(mirrored.disk)
+    mirrored.follower.stream.close()
+
+
 def test_an_orderly_stop_leaves_the_rest_to_qemu(
     start_tap: StartTap, make_mirrored: MakeMirrored
 ) -> None:

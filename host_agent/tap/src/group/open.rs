@@ -191,12 +191,15 @@ pub fn add_disk(
     if wanted.is_mirror {
         stream.mirrors.add(wanted.number);
     }
-    // Of a mirror only an orderly stop says anything: its source is written first.
-    let is_told = !wanted.is_mirror || matches!(left, Left::Clean(_));
+    // Of a mirror that was confirmed all that QEMU was answered is in the ring, and the rest is in
+    // QEMU's own map; of any other only an orderly stop says anything.
+    let is_kept = matches!(left, Left::Clean(_) | Left::Recording { .. });
+    let is_told = !wanted.is_mirror || is_kept;
     let to_read = left.to_read(wanted.number, size, marked).filter(|_| is_told && !has_grown);
-    stream.add_disk(wanted.number, &wanted.name, size, to_read.is_some(), now);
+    let is_known = to_read.is_some();
+    stream.add_disk(wanted.number, &wanted.name, size, is_known, now);
     stream.set_to_read(wanted.number, to_read.into_iter().flatten());
-    if wanted.is_mirror && matches!(left, Left::Clean(_)) {
+    if wanted.is_mirror && is_known {
         // What QEMU wrote meanwhile it has kept in mind, and brings again.
         stream.fall(Cause::MirrorLost);
     } else if is_edited {
