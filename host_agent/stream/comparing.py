@@ -56,6 +56,7 @@ _RANGES_MAX = 1000
 #: A scan takes at most this share of a thread's time, so that frames are never far behind.
 _REST_SHARE = 0.05
 _REST_SECONDS_MIN = 0.01
+_NO_LIST = "the journal has no hash list; `holdfast journal hashes` makes one"
 #: Read before the tap hears what is the same, and may send what is not, bytes.
 _TELL_BYTES = 32 * MIB
 
@@ -90,10 +91,6 @@ class Comparison:
             self.progress.phase = "done"
         except (TapGone, RingChanged, LinkLost):
             raise
-        except Missing:
-            self.progress.give_up(
-                "the journal has no hash list; `holdfast journal hashes` makes one"
-            )
         except HoldfastError as error:
             # A refusal for another interval needs no word: that one is compared anew.
             if error.code != "stale_interval":
@@ -105,8 +102,11 @@ class Comparison:
     # --- what the journal holds
 
     async def _learn(self) -> tuple[Known, SealedPart]:
+        try:
+            place, data = await self._journal.whole(Fetch(0, "hashes"), HASH_PART_BYTES_MAX)
+        except Missing:
+            raise NotComparable(_NO_LIST) from None
         end = await self._journal.stored_place(self.begin)
-        place, data = await self._journal.whole(Fetch(0, "hashes"), HASH_PART_BYTES_MAX)
         first = parse_part(data)
         newest = first.newest
         is_sound = first.number == 0 and newest.place == place and newest.state == State.RECORDING

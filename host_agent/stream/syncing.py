@@ -13,7 +13,7 @@ from host_agent.stream.ports import ComparingTap, SyncStep
 from host_agent.stream.prepare import Prepared, Preparer
 from host_agent.stream.readback import Readback
 from host_agent.stream.signals import Signal
-from host_agent.stream.triggers import meaning_of
+from host_agent.stream.triggers import Trigger, meaning_of
 from host_agent.wire.record import State
 from host_agent.wire.tapctl import TapRefused
 
@@ -121,7 +121,10 @@ class SyncDriver:
 
     def _wants_comparison(self) -> bool:
         """Whether an interval is to begin, or runs unknown to us, that may find things the same."""
-        meaning = meaning_of(self._ring.state.cause)
+        cause = self._ring.state.cause
+        if cause == Trigger.FIRST_START and self._ring.opened.predecessor is None:
+            return False
+        meaning = meaning_of(cause)
         is_likely = meaning is not None and meaning.compares
         is_wanted = (
             is_likely or self._progress.compared.is_unfinished

@@ -24,6 +24,7 @@ class Trigger(StrEnum):
     AGENT_AWAY = "agent_away"
     JOURNAL_DIFFERS = "journal_differs"
     FORCED = "forced"
+    MIRROR_LOST = "mirror_lost"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ MEANINGS = {
     Trigger.AGENT_AWAY: Meaning("the agent was away for too long", _MARKED, compares=False),
     Trigger.JOURNAL_DIFFERS: Meaning(
         "the journal does not hold what this host had recorded", _ALL, compares=True
+    ),
+    Trigger.MIRROR_LOST: Meaning(
+        "the mirror of a running machine ended, or nobody confirms it",
+        "what QEMU still has to mirror",
+        compares=False,
     ),
     Trigger.FORCED: Meaning("somebody asked for it", "what was asked for", compares=True),
 }
