@@ -73,7 +73,7 @@ def _group(group: Fields) -> list[str]:
         ("gap", _gap(group["sync"])),
         ("sending", _sending(group)),
         ("ingest", _ingest(group["ingest"])),
-        *_disks(group),
+        *disks(group),
         ("alert", _trouble(group["alert"])),
         *_mirrors(group.get("mirrors", [])),
         ("last failure", _trouble(group["failure"])),
@@ -171,12 +171,20 @@ def _ingest(ingest: Fields) -> str:
     return f"{ingest['address']}, epoch {ingest['epoch']}"
 
 
-def _disks(group: Fields) -> list[tuple[str, str]]:
+def disks(group: Fields) -> list[tuple[str, str]]:
+    """Name and description of each disk, and whether its marks can be trusted."""
     tap = group.get("tap") or {}
     rows = []
     for disk in tap.get("disks", []):
         name = disk.get("name", disk.get("disk"))
-        rows.append((f"disk {name}", f"{size(disk.get('size'))}, {disk.get('path', '')}"))
+        text = f"{size(disk.get('size'))}, {disk.get('path', '')}"
+        hot = disk.get("hot") or {}
+        if hot.get("state") == "untrusted":
+            text += (
+                f"; UNTRUSTED, its hot-extent log cannot be written ({hot.get('reason')}): after an "
+                "unclean stop of this host all of it is read"
+            )
+        rows.append((f"disk {name}", text))
     return rows
 
 
