@@ -181,8 +181,8 @@ def disks(group: Fields) -> list[tuple[str, str]]:
         hot = disk.get("hot") or {}
         if hot.get("state") == "untrusted":
             text += (
-                f"; UNTRUSTED, its hot-extent log cannot be written ({hot.get('reason')}): after an "
-                "unclean stop of this host all of it is read"
+                f"; UNTRUSTED, its hot-extent log cannot be written ({hot.get('reason')}): after "
+                "an unclean stop of this host all of it is read"
             )
         rows.append((f"disk {name}", text))
     return rows
