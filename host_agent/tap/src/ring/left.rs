@@ -127,6 +127,10 @@ impl Ring {
     /// The positions follow from the entries, between whichever stores the tap was killed.
     fn finish_stores(&mut self) -> Result<(), &'static str> {
         let broken = "the newest entry is broken";
+        if self.at.head == 0 {
+            // The first record's payload came, its entry did not.
+            self.at.payload_head = 0;
+        }
         while self.at.head > 0 {
             let newest = self.entry(self.at.head).ok_or(broken)?;
             self.at.payload_head = newest.payload_end();
