@@ -258,7 +258,7 @@ class AgentLink:
             body = bytes(self._buffer[message.HEAD_BYTES : message.HEAD_BYTES + length])
             del self._buffer[: message.HEAD_BYTES + length]
             self._in.took(message.HEAD_BYTES + length)
-            if number < _SKIPPED_FROM:
+            if number < _SKIPPED_FROM or number == message.MessageType.FETCHED:
                 found = message.parse_body(number, body)
                 if isinstance(found, Close):
                     self._connection.net.count(f"close_{found.code}")

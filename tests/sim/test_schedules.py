@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.sim.broken import DEFECTS, resume_unseen
-from tests.sim.options import draw
+from tests.sim.options import FAULTS, draw
 from tests.sim.report import (
     Broken,
     Report,
@@ -26,15 +26,34 @@ SCHEDULES = 2000
 
 #: What every block must have reached: a simulator that never gets there shows nothing.
 REACHED = (
+    *(f"fault_{kind}" for kind in FAULTS),
+    "boundary",
     "cause_forced",
     "cause_journal_differs",
     "cause_ring_lost",
     "cause_unclean_stop",
+    "close_replaced",
+    "collected",
+    "damage_named",
+    "fell_disk_error",
     "fell_ring_full",
+    "folded",
+    "found_the_same",
+    "given_up",
+    "hash_list_made",
+    "in_flight_at_kill",
+    "index_made",
+    "late_create",
+    "lost_answer",
     "operator_resync",
+    "spooled",
+    "stale_list",
     "sync_ended",
     "tap_clean_start",
+    "worker_killed",
 )
+#: And these in thousands.
+RARE = ("close_fenced", "close_generation_ended", "resent", "sync_read_in_vain")
 
 
 def _explain(report: Report) -> str:
@@ -44,13 +63,13 @@ def _explain(report: Report) -> str:
     )
 
 
-@pytest.mark.invariant("I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+@pytest.mark.invariant("I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
 def test_schedules_that_failed_once() -> None:
     report = run_options(regressions())
     assert report.is_good, _explain(report)
 
 
-@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
 @pytest.mark.parametrize("first", range(0, SCHEDULES, BLOCK))
 def test_every_schedule_keeps_the_invariants(first: int) -> None:
     report = run_seeds(range(first, first + BLOCK))
@@ -74,11 +93,12 @@ def _soak() -> range:
 
 
 @pytest.mark.soak
-@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I16")
+@pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
 def test_a_long_night_of_schedules() -> None:
     report = run_seeds(_soak(), way=Way(procs=cores(), shrinks=True))
     print("\n".join(show(report)))
     assert report.is_good, _explain(report)
+    assert [what for what in (*REACHED, *RARE) if not report.reached[what]] == []
 
 
 def _digest(hash_seed: str) -> str:

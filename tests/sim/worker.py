@@ -61,7 +61,8 @@ class Worker:
         while jobs:
             await asyncio.sleep(_EVERY_SECONDS * self._rng.uniform(0.5, 1.5))
             identity = self._rng.choice(world.machines).plan.identity
-            for job in jobs:
+            # One reads the whole journal: now and then is enough.
+            for job in jobs if self._rng.random() < 0.6 else jobs[:1]:
                 await self._one(job, identity)
 
     async def _one(self, job: Callable[[Identity], None], identity: Identity) -> None:
