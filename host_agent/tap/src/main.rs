@@ -32,7 +32,6 @@ mod stream;
 mod sys;
 #[cfg(test)]
 mod testing;
-mod view;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

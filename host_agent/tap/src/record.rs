@@ -113,7 +113,12 @@ pub fn encode_entry(
         pair(payload_length, u32::from(record.disk) | kind),
         place.payload,
     ];
-    let check = crate::sys::crc::numbers(&numbers, place.lap);
+    let mut bytes = [0; ENTRY_BYTES - 4];
+    for (to, number) in bytes.chunks_exact_mut(8).zip(&numbers) {
+        to.copy_from_slice(&number.to_le_bytes());
+    }
+    bytes[ENTRY_BYTES - 8..].copy_from_slice(&place.lap.to_le_bytes());
+    let check = crc32c::crc32c(&bytes);
     let [seq, time, offset, aux, length, what, payload] = numbers;
     [seq, time, offset, aux, length, what, payload, pair(place.lap, check)]
 }

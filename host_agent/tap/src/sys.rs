@@ -5,7 +5,6 @@ pub mod crc;
 pub mod files;
 mod map;
 pub mod uring;
-pub mod view;
 
 pub use map::Map;
 
@@ -276,8 +275,6 @@ pub fn send_message(fd: &impl AsRawFd, body: &[u8], pass: Option<BorrowedFd>) ->
         }
     }
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // The message may tell of what was copied past the cache.
-    crc::settle();
     // SAFETY: vectors and control data outlive the call, which only reads them.
     check_size(unsafe { libc::sendmsg(fd.as_raw_fd(), &header, flags) })?;
     Ok(())

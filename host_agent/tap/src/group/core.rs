@@ -23,7 +23,6 @@ use crate::stats::DiskStats;
 use crate::stream::{Cause, State, Stream};
 use crate::sys::files::{self, Space};
 use crate::sys::AlignedBuf;
-use crate::view::DiskView;
 
 use super::extents::extents;
 use super::fill::Needs;
@@ -61,8 +60,6 @@ pub struct Disk {
     pub clients: u32,
     /// Only for recovered disks.
     pub recovered: Option<Recovered>,
-    /// Only for disks in memory.
-    pub view: Option<DiskView>,
     /// Its hot extents.
     pub hot: Hot,
     /// Where they are logged.
@@ -87,7 +84,6 @@ pub struct FlushQueue {
 impl Disk {
     /// A disk that is served from now on.
     pub fn new(name: &str, number: u16, io: DiskFile, size: u64) -> Disk {
-        let view = DiskView::of(&io, size);
         Disk {
             name: name.to_owned(),
             number,
@@ -100,7 +96,6 @@ impl Disk {
             stats: DiskStats::default(),
             clients: 0,
             recovered: None,
-            view,
             hot: Hot::without(),
             log_path: PathBuf::new(),
         }
@@ -330,7 +325,7 @@ impl Core {
         if let Some(stream) = &mut self.stream {
             stream.ring.flight_enter(INLINE, disk.number, &request.range());
         }
-        let answer = match disk.put(bytes, request.header.offset) {
+        let answer = match disk::write_all(&disk.io.file, bytes, request.header.offset) {
             Ok(()) => {
                 self.wrote(request, bytes);
                 Answer::Ok
@@ -391,7 +386,7 @@ impl Core {
         };
         stream.ring.flight_enter(INLINE, disk.number, &range);
         let bytes = stream.ring.draft_bytes(owner).unwrap_or(&[]);
-        if let Err(code) = disk.put(bytes, range.start) {
+        if let Err(code) = disk::write_all(&disk.io.file, bytes, range.start) {
             stream.ring.take_draft(owner);
             let answer = self.refused(&request, code);
             self.flight_leave(INLINE);
@@ -488,7 +483,7 @@ impl Core {
     /// Reads in line.
     pub fn read_into(&mut self, request: &Request, bytes: &mut [u8]) -> Result<(), i32> {
         let disk = self.disks.get_mut(request.disk).ok_or(libc::ESHUTDOWN)?;
-        let result = disk.get(bytes, request.header.offset);
+        let result = disk::read_all(&disk.io.file, bytes, request.header.offset);
         match result {
             Ok(()) => disk.stats.was_read(bytes.len() as u64),
             Err(_) => disk.stats.errors += 1,
@@ -539,7 +534,6 @@ impl Core {
         let Some(disk) = self.disks.get_mut(request.disk) else {
             return Answer::Error(Errno::Shutdown);
         };
-        disk.forget(&request.range());
         let (offset, length) = (request.header.offset, u64::from(request.header.length));
         if let Some(stream) = &mut self.stream {
             stream.ring.flight_enter(INLINE, disk.number, &request.range());
@@ -560,7 +554,6 @@ impl Core {
     /// Zeroes a range of a memory file without writing; `None`: it must be written.
     fn zero_now(&mut self, request: &Request) -> Option<Answer> {
         let disk = self.disks.get_mut(request.disk)?;
-        disk.forget(&request.range());
         let (offset, length) = (request.header.offset, u64::from(request.header.length));
         let space =
             if request.header.flags & FLAG_NO_HOLE != 0 { Space::Zero } else { Space::Punch };

@@ -43,7 +43,6 @@ impl Core {
             unflushed.mark(&align(&range, disk::SECTOR, size));
         }
         disk.unflushed = unflushed;
-        disk.see_again();
         disk.hot.resize(size);
         let grown = size > before;
         let has_news = grown && !matches!(files::seek_data(&disk.io.file, before), Ok(None));

@@ -9,7 +9,6 @@ pub mod extents;
 pub mod fill;
 pub mod flush;
 pub mod hold;
-pub mod inline;
 pub mod left;
 pub mod marks;
 pub mod mirror;

@@ -178,7 +178,6 @@ pub fn add_disk(
         let quick = places.quick_log(&core.name, &wanted.name);
         let map = Recovered::open(&wanted.path, &quick, wanted.size);
         disk.recovered = Some(map.map_err(|e| failed(&shown, &e))?);
-        disk.view = None;
     }
     if !matches!(left, Left::Clean(_)) {
         // What a killed tap wrote may still be lost by a flush that fails.

@@ -242,7 +242,6 @@ impl Core {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(disk) = self.disks.get_mut(op.disk) else { return };
         let rest = op.length - op.done;
-        disk.forget_if(matches!(op.kind, Kind::Trim | Kind::Zero(_)), op.offset, op.length);
         let mut file = &disk.io.file;
         let (kind, mut length) = match op.kind {
             Kind::Read | Kind::SyncRead { .. } => (IoKind::Read, rest),

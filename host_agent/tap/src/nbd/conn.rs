@@ -270,9 +270,6 @@ impl Conn {
         }
         let length = header.length as usize;
         if !is_write {
-            if let Some(next) = input.first_chunk().and_then(Header::parse) {
-                core.expect(agreed.export.slot, &next);
-            }
             self.execute(core, agreed, header, Data::None);
             if self.out.len() >= SEND_EARLY_BYTES {
                 // The client takes this while the next is read. An error shows at the next send.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use super::{Errno, CONTEXT_ID};
 use crate::pool::Pool;
-use crate::sys::{crc, AlignedBuf};
+use crate::sys::AlignedBuf;
 
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
 const CHUNK_MAGIC: u32 = 0x668e_33ef;
@@ -190,8 +190,6 @@ impl OutQueue {
 
     /// Sends what the socket takes now.
     pub fn send(&mut self, mut socket: &UnixStream, pool: &mut Pool) -> io::Result<()> {
-        // What the ring and the disk got is there before anybody hears of it.
-        crc::settle();
         while self.bytes > 0 && !self.is_full {
             let sent = match self.parts.front() {
                 Some(only) if self.parts.len() == 1 => socket.write(&only.bytes()[self.sent..]),
