@@ -70,6 +70,7 @@ def test_schedules_that_failed_once() -> None:
 
 
 @pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(0, SCHEDULES, BLOCK))
 def test_every_schedule_keeps_the_invariants(first: int) -> None:
     report = run_seeds(range(first, first + BLOCK))
@@ -77,6 +78,7 @@ def test_every_schedule_keeps_the_invariants(first: int) -> None:
     assert [what for what in REACHED if not report.reached[what]] == []
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 def test_planted_defects_are_found(defect: Broken) -> None:
     """Negative control: the same schedules must fail when a mechanism is broken."""
@@ -93,6 +95,7 @@ def _soak() -> range:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(0)
 @pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
 def test_a_long_night_of_schedules() -> None:
     report = run_seeds(_soak(), way=Way(procs=cores(), shrinks=True))
