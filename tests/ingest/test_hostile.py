@@ -160,7 +160,7 @@ def test_ignorable_messages_are_skipped(
     agent = connect(shared_ingest, source)
     agent.send(pack_head(200, 5) + b"hello")
     agent.hello()
-    agent.send(pack_head(128, 0) + pack_head(255, 65_536) + bytes(65_536))
+    agent.send(pack_head(200, 0) + pack_head(255, 65_536) + bytes(65_536))
     agent.send(pack(CommitNow(2**62)) + pack(Probed(10**9, source.generation.hex(), 5, 1)))
     agent.send_frame()
     agent.wait_stored()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from host_agent.wire.asof import Statement, encode_asof
 from host_agent.wire.crc import crc32c
 from host_agent.wire.frame import Marker
 from host_agent.wire.hashing import RecordHash
@@ -289,15 +290,11 @@ class JournalBuilder:
 
     def state_asof(self, number: int, *, state: str = "recording", seq: int | None = None) -> None:
         """Ingest's statement that everything up to now is stored."""
-        stream = {
-            "generation": self.generations[-1].hex(),
-            "seq": self.model.seq if seq is None else seq,
-            "time": self.now,
-            "state": state,
-        }
+        stated = self.model.seq if seq is None else seq
+        stream = Statement(self.generations[-1].hex(), stated, self.now, state)
         name = f"{self.identity.group}/{self.identity.host}"
-        body = {"at": self.now, "writer": "00" * 16, "streams": {name: stream}}
-        self.store.put_if_absent(asof_name(self.identity.tenant, number), json.dumps(body).encode())
+        data = encode_asof(self.now, bytes(16), {name: stream})
+        self.store.put_if_absent(asof_name(self.identity.tenant, number), data)
 
 
 def replayed(info: SegmentInfo, **changes: Any) -> SegmentInfo:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import msgspec
-
+from host_agent.wire.asof import Statement, decode_asof, encode_asof
+from host_agent.wire.errors import WireError
 from host_agent.wire.failpoints import failpoint
 from host_agent.wire.names import asof_name, asof_prefix
 from workers.ingest.facts import StreamFacts
@@ -19,23 +19,6 @@ from workers.storage.port import Created, ObjectStore
 
 #: Processes that state at the same moment each need one more number.
 _TRIES_MAX = 16
-
-
-class Statement(msgspec.Struct, frozen=True):
-    """One stream. `time`: ingest's clock at the last probe that held, ns since 1970."""
-
-    generation: str
-    seq: int
-    time: int
-    state: str
-
-
-class Asof(msgspec.Struct, frozen=True):
-    """The object."""
-
-    at: int
-    writer: str
-    streams: dict[str, Statement]
 
 
 @dataclass(frozen=True)
@@ -63,9 +46,8 @@ class AsofWriter:
         if not self._number:
             return
         try:
-            data = self._store.get(asof_name(self._tenant, self._number))
-            asof = msgspec.json.decode(data, type=Asof)
-        except (ObjectMissing, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            asof = decode_asof(self._store.get(asof_name(self._tenant, self._number)))
+        except (ObjectMissing, WireError):
             return  # never a part of the data: a lost statement is made again
         self._streams = {
             name: Statement(s.generation, s.seq, s.time, "silent")
@@ -89,7 +71,7 @@ class AsofWriter:
     def write(self, wall_ns: int) -> int:
         """Create the next object with what was gathered; returns its number."""
         stated = dict(self._streams)
-        data = msgspec.json.encode(Asof(wall_ns, self._writer.hex(), stated))
+        data = encode_asof(wall_ns, self._writer, stated)
         for _ in range(_TRIES_MAX):
             self._number += 1
             name = asof_name(self._tenant, self._number)

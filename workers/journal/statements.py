@@ -1,8 +1,7 @@
 """What ingest stated of a stream: how far it was safe, by ingest's own clock. FORMAT.md section 5.
 
 The newest statement tells an idle stream from one that was cut off, and a whole journal from one
-that lost its end. Statements are plain JSON: they may make a restore say less, never something
-else.
+that lost its end. Without one that can be read a restore says less, never something else.
 """
 
 from __future__ import annotations
@@ -11,24 +10,14 @@ import re
 
 import msgspec
 
+from host_agent.wire.asof import decode_asof
+from host_agent.wire.errors import WireError
 from host_agent.wire.names import Identity, asof_name, asof_prefix
 from workers.storage.errors import ObjectMissing, ObjectTooLarge
 from workers.storage.port import ObjectStore
 
 _NUMBER = re.compile(r"[0-9a-f]{16}")
 _NUMBER_MAX = 1 << 40
-
-
-class _Stream(msgspec.Struct, frozen=True):
-    generation: str
-    seq: int
-    time: int
-    state: str
-
-
-class _Asof(msgspec.Struct, frozen=True):
-    at: int
-    streams: dict[str, _Stream]
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -48,9 +37,8 @@ def read_statement(store: ObjectStore, identity: Identity) -> Statement | None:
     if number is None:
         return None
     try:
-        data = store.get(asof_name(identity.tenant, number))
-        asof = msgspec.json.decode(data, type=_Asof)
-    except (ObjectMissing, ObjectTooLarge, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        asof = decode_asof(store.get(asof_name(identity.tenant, number)))
+    except (ObjectMissing, ObjectTooLarge, WireError):
         # Not part of the data: without it, a restore says that it cannot tell idle from cut off.
         return None
     stream = asof.streams.get(f"{identity.group}/{identity.host}")

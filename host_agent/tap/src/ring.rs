@@ -234,7 +234,10 @@ impl Ring {
     pub fn restart(&mut self, name: Generation, predecessor: Option<Generation>, made_at: u64) {
         self.move_draft();
         self.set_mood(Mood { is_clean: false, state: 2, cause: 0, last_good: 0 });
-        self.at = Positions::start(name, predecessor.unwrap_or(self.at.generation));
+        // What never reached the journal is nobody's predecessor.
+        let is_known = self.at.stored > 0 || self.at.predecessor == Generation::default();
+        let newest = if is_known { self.at.generation } else { self.at.predecessor };
+        self.at = Positions::start(name, predecessor.unwrap_or(newest));
         self.write_header(made_at);
     }
 
