@@ -38,7 +38,6 @@ REACHED = (
     "fell_disk_error",
     "fell_ring_full",
     "folded",
-    "found_the_same",
     "given_up",
     "hash_list_made",
     "in_flight_at_kill",
@@ -53,7 +52,13 @@ REACHED = (
     "worker_killed",
 )
 #: And these in thousands.
-RARE = ("close_fenced", "close_generation_ended", "resent", "sync_read_in_vain")
+RARE = (
+    "close_fenced",
+    "close_generation_ended",
+    "found_the_same",
+    "resent",
+    "sync_read_in_vain",
+)
 
 
 def _explain(report: Report) -> str:
