@@ -1,0 +1,14 @@
+"""Machines, disks, groups, checkpoints, operations."""
+
+from __future__ import annotations
+
+revision = "20261122_2210"
+down_revision = "20261122_1950"
+
+
+def upgrade() -> None:
+    """Filled by the change that needs it."""
+
+
+def downgrade() -> None:
+    """Undo it."""
