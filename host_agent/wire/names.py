@@ -18,6 +18,12 @@ _CHECKPOINT = re.compile(r"[0-9a-f]{32}")
 #: The tenant's statements lie beside its groups.
 _RESERVED_GROUP = "asof"
 _SAN = re.compile(r"spiffe://holdfast/tenant/([^/]+)/agent/([^/]+)")
+_NODE_SAN = re.compile(r"spiffe://holdfast/datanode/([^/]+)")
+#: What a data node does for a tenant: each is a process of its own.
+INGEST, RESTORE = "ingest", "restore"
+#: A tenant's identifier, and how it stands in a server name: there an underscore is no letter.
+_TENANT_ID = re.compile(r"([a-z]{2,8})_([0-9a-z]{26})")
+_SERVER_NAME = re.compile(r"([a-z]{2,8})-([0-9a-z]{26})\.(ingest|restore)")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -213,3 +219,41 @@ def parse_san(uri: str) -> tuple[str, str]:
             hint="It must read spiffe://holdfast/tenant/TENANT/agent/HOST.",
         )
     return check_name("tenant", match[1]), check_name("host", match[2])
+
+
+def datanode_san(node: str) -> str:
+    """The URI in the certificate that a data node shows at the control door."""
+    return f"spiffe://holdfast/datanode/{check_name('data node', node)}"
+
+
+def parse_datanode_san(uri: str) -> str:
+    """The data node of its URI; BadName for any other."""
+    match = _NODE_SAN.fullmatch(uri)
+    if not match:
+        raise BadName(
+            f"The certificate's URI {uri!r:.120} does not name a data node.",
+            hint="It must read spiffe://holdfast/datanode/NODE.",
+        )
+    return check_name("data node", match[1])
+
+
+def server_name(tenant: str, service: str) -> str:
+    """The name inside TLS by which a client asks a data node for a tenant's service; BadName.
+
+    `ten_0123…` and `ingest` give `ten-0123….ingest`. Only identifiers of tenants have such names.
+    """
+    match = _TENANT_ID.fullmatch(tenant)
+    if not match or service not in (INGEST, RESTORE):
+        raise BadName(
+            f"{tenant!r:.80} has no {service!r:.20} at a data node.",
+            hint="Name a tenant by its identifier, such as ten_ and 26 letters and digits.",
+        )
+    return f"{match[1]}-{match[2]}.{service}"
+
+
+def parse_server_name(name: str) -> tuple[str, str]:
+    """(tenant, service) of a server name; BadName for any other."""
+    match = _SERVER_NAME.fullmatch(name)
+    if not match:
+        raise BadName(f"{name!r:.80} is not the name of a tenant's service at a data node.")
+    return f"{match[1]}_{match[2]}", match[3]

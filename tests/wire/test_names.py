@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from blake3 import blake3
 from hypothesis import given, settings
@@ -131,3 +133,59 @@ def test_certificates_name_tenant_and_host() -> None:
 def test_other_uris_name_nobody(uri: str) -> None:
     with pytest.raises(BadName):
         names.parse_san(uri)
+
+
+TENANT = "ten_01hq3v5k8m9n2p4r6s7t8w9x0z"
+
+
+@pytest.mark.parametrize("service", [names.INGEST, names.RESTORE])
+def test_a_tenant_service_has_a_server_name_that_clients_take(service: str) -> None:
+    name = names.server_name(TENANT, service)
+    assert name == f"ten-01hq3v5k8m9n2p4r6s7t8w9x0z.{service}"
+    assert names.parse_server_name(name) == (TENANT, service)
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), False, name)
+    assert tls.server_hostname == name
+
+
+@pytest.mark.parametrize("tenant", ["acme", "ten_x", "ten-01hq3v5k8m9n2p4r6s7t8w9x0z", ""])
+def test_what_is_no_tenant_identifier_has_no_server_name(tenant: str) -> None:
+    with pytest.raises(BadName):
+        names.server_name(tenant, names.INGEST)
+
+
+@pytest.mark.invariant("I9")
+@given(st.text(alphabet="tenhos0123456789az._-ingest\n\0A", max_size=45))
+@settings(max_examples=300)
+def test_a_server_name_is_read_back_or_refused(name: str) -> None:
+    try:
+        tenant, service = names.parse_server_name(name)
+    except BadName:
+        return
+    assert names.server_name(tenant, service) == name
+
+
+@pytest.mark.invariant("I9")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "localhost",
+        TENANT + ".ingest",
+        "ten-01hq3v5k8m9n2p4r6s7t8w9x0z.ingest.",
+        "ten-01hq3v5k8m9n2p4r6s7t8w9x0z.INGEST",
+        "ten-01hq3v5k8m9n2p4r6s7t8w9x0z.other",
+        "ten-01hq3v5k8m9n2p4r6s7t8w9x0z.ingest\n",
+        "*.ingest",
+    ],
+)
+def test_other_server_names_name_no_tenant(name: str) -> None:
+    with pytest.raises(BadName):
+        names.parse_server_name(name)
+
+
+def test_data_nodes_have_names_of_their_own_kind() -> None:
+    uri = names.datanode_san("node_1")
+    assert names.parse_datanode_san(uri) == "node_1"
+    with pytest.raises(BadName):
+        names.parse_san(uri)
+    with pytest.raises(BadName):
+        names.parse_datanode_san(names.agent_san("acme", "host-1"))
