@@ -32,7 +32,9 @@ from workers.journal.reader import open_journal
 from workers.storage.url import open_store
 
 _DISK_BYTES = 4 * MIB
-_DEATH_SECONDS = 30.0
+_DEATH_SECONDS = 60.0
+#: After so long without a death the connection is made anew, seconds.
+_CONNECTION_SECONDS = 4.0
 _DRAIN_SECONDS = 60.0
 #: How often each failpoint kills, at a later arrival each time.
 ROUNDS = pick(1, 2, 20)
@@ -55,6 +57,13 @@ _ASKED = {
     "state_after_named_before_synced": "resync",
     "key_after_create_before_segment": "resync",
     "marker_after_placed_before_told": "checkpoint",
+}
+#: Passed once in an agent's life: each round kills there at the first arrival.
+_ONCE = {
+    "key_after_kept_before_hello",
+    "keys_after_stored_before_tidied",
+    "ring_after_open_before_key",
+    *_ASKED,
 }
 
 pytestmark = [
@@ -132,6 +141,18 @@ class Host:
         self.place.site.agent = self.place.processes.start("agent", words, env=env)
         return self.place.site.agent
 
+    def restart_ingest(self) -> None:
+        """The agent has to connect again."""
+        assert self.place.site.ingest is not None
+        self.place.site.ingest.stop()
+        self.start_ingest()
+
+    def restart_agent(self) -> None:
+        """Ingest is connected to again."""
+        assert self.place.site.agent is not None
+        self.place.site.agent.stop()
+        self.start_agent()
+
     def ask(self, do: str) -> dict[str, Any]:
         """A command of the agent; nothing where it is not there."""
         try:
@@ -181,15 +202,26 @@ def host() -> Iterator[Host]:
 
 
 def _kill_at(
-    host: Host, start: Callable[[dict[str, str]], Process], point: str, arrival: int
+    host: Host,
+    start: Callable[[dict[str, str]], Process],
+    point: str,
+    arrival: int,
+    reconnect: Callable[[], None],
 ) -> None:
-    """Start a process that ends at the failpoint, and let the guest write until it did."""
+    """Start a process that ends at the failpoint, and let the guest write until it did.
+
+    A point that comes once a connection is reached again by connecting again.
+    """
     process = start({"HOLDFAST_FAILPOINT": f"{point}:{arrival}"})
     host.guest.write_on()
     deadline = time.monotonic() + _DEATH_SECONDS
+    patience = time.monotonic() + _CONNECTION_SECONDS
     while process.is_running and time.monotonic() < deadline:
         if point in _ASKED and host.ask("status"):
             host.ask(_ASKED[point])
+        if arrival > 1 and time.monotonic() > patience:
+            reconnect()
+            patience = time.monotonic() + _CONNECTION_SECONDS
         time.sleep(0.05)
     assert process.popen.returncode == -signal.SIGKILL, process.tail()
     tried("kills at failpoints", 1)
@@ -201,7 +233,8 @@ def test_an_agent_that_dies_there_loses_nothing(host: Host, point: str) -> None:
         agent = host.place.site.agent
         assert agent is not None
         agent.stop()
-        _kill_at(host, host.start_agent, point, 1 + number * (point not in _ASKED))
+        arrival = 1 + number * (point not in _ONCE)
+        _kill_at(host, host.start_agent, point, arrival, host.restart_ingest)
         host.start_agent()
         host.check()
 
@@ -212,8 +245,8 @@ def test_an_ingest_that_dies_there_loses_nothing(host: Host, point: str) -> None
         ingest = host.place.site.ingest
         assert ingest is not None
         ingest.stop()
-        arrival = _STORE_ARRIVALS.get(point, 1) + number * (point not in _ASKED)
-        _kill_at(host, host.start_ingest, point, arrival)
+        arrival = _STORE_ARRIVALS.get(point, 1) + number * (point not in _ONCE)
+        _kill_at(host, host.start_ingest, point, arrival, host.restart_agent)
         host.start_ingest()
         host.check()
 

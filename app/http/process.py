@@ -1,0 +1,78 @@
+"""The API as a process of its own: `holdfast api`."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import uvicorn
+from pydantic import Field
+
+from app.api import make_app
+from app.certificates.authority import Authority, load_authority
+from app.database.sessions import Database
+from app.http.unit import Tools
+from app.kit.clock import SystemClock
+from app.kit.sealing import Sealer
+from app.kit.settings import Address, BadSettings, DatabaseSettings, host_and_port
+
+_KEEP_ALIVE_SECONDS = 30
+_STOP_SECONDS_MAX = 10
+
+
+class ApiSettings(DatabaseSettings):
+    """What the API is told."""
+
+    api_listen: Address = "127.0.0.1:7443"
+    api_certificate_file: Path = Field(
+        description="PEM: the server's certificate, what it is signed by, and its key."
+    )
+    root_certificate_file: Path
+    root_key_file: Path = Field(description="Signs each new tenant's intermediate.")
+
+    def root(self) -> Authority:
+        """The deployment's root; BadSettings."""
+        files = (self.root_certificate_file, self.root_key_file)
+        try:
+            certificate, key = (file.read_bytes() for file in files)
+            return load_authority(certificate, key)
+        except (OSError, ValueError) as error:
+            raise BadSettings(f"The root in {files[0]} and {files[1]}: {error}.") from None
+
+
+def run_api(settings: ApiSettings) -> int:
+    """Serve until a signal. Returns the exit code; BadSettings."""
+    tools = Tools(
+        Database(settings.database), Sealer(settings.secret), SystemClock(), settings.root()
+    )
+    asyncio.run(_serve(settings, tools))
+    return 0
+
+
+async def _serve(settings: ApiSettings, tools: Tools) -> None:
+    host, port = host_and_port(settings.api_listen)
+    config = uvicorn.Config(
+        make_app(tools),
+        host=host,
+        port=port,
+        ssl_certfile=str(settings.api_certificate_file),
+        ssl_keyfile=str(settings.api_certificate_file),
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_STOP_SECONDS_MAX,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise BadSettings(
+            f"The API's certificate {settings.api_certificate_file}: {error}."
+        ) from None
+    assert config.ssl is not None
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        await uvicorn.Server(config).serve()
+    finally:
+        await tools.database.close()
