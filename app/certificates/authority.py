@@ -137,20 +137,6 @@ def _accepted(key: object) -> PublicKey:
     raise _refused("its key is neither of ECDSA P-256 nor of Ed25519")
 
 
-def is_signed_by(key: object, signature: bytes, data: bytes) -> bool:
-    """Whether the holder of a host's key signed `data`."""
-    try:
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(signature, data)
-        elif isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-        else:
-            return False
-    except InvalidSignature:
-        return False
-    return True
-
-
 def pem_of(certificate: x509.Certificate) -> str:
     """A certificate in PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM).decode()

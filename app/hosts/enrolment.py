@@ -18,7 +18,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from sqlalchemy import update
 
-from app.certificates.authority import is_signed_by
 from app.certificates.service import load_tenant_authority
 from app.database.sessions import TenantSession
 from app.hosts.schemas import RenewalInput
@@ -33,6 +32,7 @@ from app.models.hosts import HostState
 from app.models.tenants import TenantState
 from host_agent.wire.errors import BadName
 from host_agent.wire.names import parse_san
+from host_agent.wire.signing import is_signed_by
 
 #: So long after its end a certificate still renews, unless its host was revoked.
 GRACE = timedelta(days=7)

@@ -67,3 +67,6 @@ HASH_PART_BYTES_MAX = 8 * MIB
 
 #: Most bytes that one FETCHED carries: what an agent does not read must not fill ingest's memory.
 FETCH_BYTES_MAX = 512 * KIB
+
+#: A certificate of a host with its intermediate, in PEM: about 2 KiB.
+CERTIFICATE_CHAIN_BYTES_MAX = 16 * KIB

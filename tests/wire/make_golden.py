@@ -6,11 +6,19 @@ exist. A later version of a format gets files of its own beside these.
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import random
 import sys
 from pathlib import Path
 from unittest import mock
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from host_agent.wire import keyrequest
 from host_agent.wire.frame import encode_index
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import GroupKey, TenantKey, make_data_key
@@ -62,10 +70,46 @@ def _keys() -> dict[str, bytes]:
     }
 
 
+def _certificate(subject: Ed25519PrivateKey, issuer: Ed25519PrivateKey) -> str:
+    name, begin = x509.Name([]), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.not_valid_before(begin).not_valid_after(begin + dt.timedelta(days=1))
+    made = builder.public_key(subject.public_key()).sign(issuer, None)
+    return made.public_bytes(Encoding.PEM).decode()
+
+
+def key_exchange() -> tuple[keyrequest.Asked, keyrequest.DataKeyAnswer]:
+    """A host's request and its answer, from keys that are always the same."""
+    leaf, intermediate = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2))
+    chain = _certificate(leaf, intermediate) + _certificate(intermediate, intermediate)
+    recipient, ephemeral = (X25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (3, 4))
+    made = _keys()
+    with mock.patch.object(X25519PrivateKey, "generate", side_effect=[recipient, ephemeral]):
+        host = keyrequest.HostIdentity(leaf, chain)
+        asked = keyrequest.ask(host, IDENTITY, GENERATION)
+        data_key, key_object = made["data-key.hex"], made["data-key.json"].strip()
+        answer = keyrequest.answer_to(asked.request, data_key, key_object)
+    return asked, answer
+
+
+def _key_exchange() -> dict[str, bytes]:
+    asked, answer = key_exchange()
+    return {
+        f"key-{word}.json": json.dumps(keyrequest.to_builtins(message), indent=1).encode() + b"\n"
+        for word, message in (("request", asked.request), ("answer", answer))
+    }
+
+
 def golden_files() -> dict[str, bytes]:
     """Name to content, binary ones not yet in hexadecimal."""
     messages = b"".join(map(pack, MESSAGES)) + pack_frame_head(4096)
-    return {**_frames(), **_keys(), "ring.hex": _ring(), "messages.hex": messages}
+    return {
+        **_frames(),
+        **_keys(),
+        **_key_exchange(),
+        "ring.hex": _ring(),
+        "messages.hex": messages,
+    }
 
 
 def main(folder: Path) -> None:

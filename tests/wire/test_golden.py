@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from host_agent.wire import keyrequest
 from host_agent.wire.frame import FrameHeader, decode_index, encode_index
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import GroupKey, TenantKey, open_with_group, open_with_tenant
@@ -18,7 +19,7 @@ from host_agent.wire.ring import RingView
 from host_agent.wire.seal import FrameOpener
 from host_agent.wire.segment import build_segment, check_follows, parse_tail, verify_segment
 from tests.wire import fuzz_frame
-from tests.wire.make_golden import golden_files, main
+from tests.wire.make_golden import golden_files, key_exchange, main
 from tests.wire.samples import DATA_KEY, GENERATION, IDENTITY, START, RingFile, typical
 from tests.wire.test_messages import MESSAGES
 
@@ -32,6 +33,8 @@ BLAKE3 = {
     "frame.hex": "913aefdf7257cd2d6cd02ca23fcac383cf0de272f64175a56776b1ac7f10d150",
     "group-key.json": "4ec6a05bfc79e7e8f9ff8acc026ba422892b1034e3e5150b351af9318d58ccc1",
     "index.hex": "2a32023ffca2a777013561547f6d827a9a55317cf0cae81dd07ffd940a560290",
+    "key-answer.json": "f7273c5ef2ef9860b455c497bbf9e6bafbfd6308a5ac3dbad92794b4245c18fa",
+    "key-request.json": "527d7b8bd3d0a89cc8c722670c18bfee4e0c5077a785517533c635d2f70dd704",
     "messages.hex": "ce94f4680471c9f1192a50a5c5ed570b5982a16be5c4619fc52ad73239d4b837",
     "ring.hex": "e94055118b667cc34658cddb69955782b07ec45b9275a5e1fa9bf489e39451e0",
     "segment-claim.hex": "cd2ba23a07dfa2f891796952095d71ecccecc10476f93af43030667f15c46616",
@@ -132,6 +135,17 @@ def test_keys() -> None:
     assert tenant.dump() + b"\n" == golden("tenant-key.json")
     assert group.dump() + b"\n" == golden("group-key.json")
     assert json.loads(made)["version"] == 1
+
+
+def test_key_request_and_answer() -> None:
+    asked, _ = key_exchange()
+    request = keyrequest.parse(json.loads(golden("key-request.json")), keyrequest.DataKeyRequest)
+    answer = keyrequest.parse(json.loads(golden("key-answer.json")), keyrequest.DataKeyAnswer)
+    leaf, _ = keyrequest.certificates_of(request)
+    assert keyrequest.is_signed(request, leaf)
+    assert request == asked.request
+    opened = asked.open(answer)
+    assert opened == (golden("data-key.hex"), golden("data-key.json").strip())
 
 
 def test_messages() -> None:
