@@ -6,25 +6,24 @@ import asyncio
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
 from sqlalchemy import URL, create_engine, insert, select, text
 
-from app.api import make_app
 from app.database.migrate import prepare_database, upgrade
 from app.database.sessions import Database
 from app.embedded.folder import Folder, open_folder, write_private
 from app.embedded.postgres import DATABASE, Postgres
-from app.http.unit import Tools
+from app.embedded.processes import Installation, programs_of
+from app.embedded.supervisor import Supervisor
 from app.identity.tokens import make_token
 from app.kit.clock import SystemClock
 from app.kit.ids import new_uuid
+from app.kit.sealing import Sealer
 from app.models import ProviderKey
 from host_agent.wire.errors import HoldfastError
 
@@ -63,18 +62,51 @@ def run_up(options: UpOptions, on_started: Callable[[Started], None]) -> int:
     with ExitStack() as stack:
         stack.enter_context(_stopped_by_signals())
         folder = stack.enter_context(open_folder(options.directory))
-        listener = stack.enter_context(_listen(options))
-        clock = SystemClock()
-        sealer, root = folder.sealer(), folder.root(clock.now())
+        _check_free(options)
+        now = SystemClock().now()
+        sealer, root = folder.sealer(), folder.root(now)
         server = Postgres(folder.postgres)
         stack.callback(server.stop)
         server.start()
         url = _ready_database(server)
-        tools = Tools(Database(url), sealer, clock, root)
-        names = (*_SERVER_NAMES, *options.names)
-        certificate = folder.server_files(root, names, clock.now())
-        asyncio.run(_serve(listener, tools, folder, certificate, on_started))
+        token = asyncio.run(_first_provider_key(url, sealer, folder))
+        certificate = folder.server_files(root, (*_SERVER_NAMES, *options.names), now)
+        installation = Installation(folder, url, certificate, options.host, options.port)
+        started = Started(_url(options), root.fingerprint, folder.root_file, token)
+        asyncio.run(_supervise(installation, lambda: on_started(started)))
     return 0
+
+
+async def _supervise(installation: Installation, on_started: Callable[[], None]) -> None:
+    """Start every process, wait for a signal, end them; a second signal ends them at once."""
+    stop = asyncio.Event()
+    supervisor = Supervisor(installation.folder.path / "logs", _say_trouble)
+
+    def on_signal() -> None:
+        if stop.is_set():
+            supervisor.kill()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    starting = asyncio.create_task(supervisor.start(programs_of(installation)))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            on_started()
+            await stopping
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await supervisor.stop()
+
+
+def _say_trouble(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _ready_database(server: Postgres) -> URL:
@@ -93,11 +125,11 @@ def _ready_database(server: Postgres) -> URL:
     return url
 
 
-def _listen(options: UpOptions) -> socket.socket:
+def _check_free(options: UpOptions) -> None:
     """Before anything is started: AddressTaken."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        return socket.create_server((options.host, options.port), family=family)
+        socket.create_server((options.host, options.port), family=family).close()
     except OSError as error:
         raise AddressTaken(
             f"The API cannot listen on {options.host}, port {options.port}: {error.strerror}.",
@@ -105,63 +137,14 @@ def _listen(options: UpOptions) -> socket.socket:
         ) from None
 
 
-async def _serve(
-    listener: socket.socket,
-    tools: Tools,
-    folder: Folder,
-    certificate: Path,
-    on_started: Callable[[Started], None],
-) -> None:
-    config = uvicorn.Config(
-        make_app(tools),
-        ssl_certfile=str(certificate),
-        ssl_keyfile=str(certificate),
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-    )
-    config.load()
-    assert config.ssl is not None
-    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    server = _Server(config)
-    running = asyncio.create_task(server.serve([listener]))
-    try:
-        ready = asyncio.create_task(server.is_ready.wait())
-        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        token = await _first_provider_key(tools, folder)
-        on_started(Started(_url(listener), tools.root.fingerprint, folder.root_file, token))
-        await running
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await tools.database.close()
-
-
-class _Server(uvicorn.Server):
-    """Tells when it answers."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_ready.set()
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
+def _url(options: UpOptions) -> str:
+    host, port = options.host, options.port
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Until the API serves, a signal ends us through every clean-up; then the API handles it, and
-    what it raises again after its end changes nothing.
-    """
+    """Until the processes run, a signal ends us through every clean-up; then the loop has it."""
     seen = False
 
     def stop(_number: int, _frame: object) -> None:
@@ -180,18 +163,22 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _first_provider_key(tools: Tools, folder: Folder) -> str | None:
+async def _first_provider_key(url: URL, sealer: Sealer, folder: Folder) -> str | None:
     """The first key of the provider's staff, once: shown on a terminal, else in a file of 0600."""
-    async with tools.database.provider() as session:
-        if (await session.orm.execute(select(ProviderKey.id).limit(1))).first():
-            return None
-        now = tools.clock.now()
-        token = make_token(None, new_uuid(now))
-        if not (os.isatty(sys.stdout.fileno())):
-            folder.provider_key.unlink(missing_ok=True)
-            write_private(folder.provider_key, f"{token.text}\n".encode())
-        row = {"id": token.id, "name": FIRST_KEY, "created_at": now}
-        values = {**row, "fingerprint": token.fingerprint(tools.sealer)}
-        await session.orm.execute(insert(ProviderKey).values(**values))
-        await session.commit()
-    return token.text
+    database = Database(url)
+    try:
+        async with database.provider() as session:
+            if (await session.orm.execute(select(ProviderKey.id).limit(1))).first():
+                return None
+            now = SystemClock().now()
+            token = make_token(None, new_uuid(now))
+            if not (os.isatty(sys.stdout.fileno())):
+                folder.provider_key.unlink(missing_ok=True)
+                write_private(folder.provider_key, f"{token.text}\n".encode())
+            row = {"id": token.id, "name": FIRST_KEY, "created_at": now}
+            values = {**row, "fingerprint": token.fingerprint(sealer)}
+            await session.orm.execute(insert(ProviderKey).values(**values))
+            await session.commit()
+        return token.text
+    finally:
+        await database.close()

@@ -1,0 +1,75 @@
+"""Which processes an installation on one machine has, and what each is told."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from app.embedded.folder import Folder
+from app.embedded.supervisor import Program
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One folder, its database, the API's certificate and address."""
+
+    folder: Folder
+    database: URL
+    certificate: Path
+    host: str
+    port: int
+
+
+def programs_of(installation: Installation) -> list[Program]:
+    """In the order of their start; they end in the reverse order."""
+    return [_api(installation)]
+
+
+def _shared(installation: Installation) -> dict[str, str]:
+    """What every process with a database is told."""
+    folder = installation.folder
+    return {
+        "HOLDFAST_DATABASE_URL": installation.database.render_as_string(hide_password=False),
+        "HOLDFAST_SECRET_FILE": str(folder.path / "secret"),
+        "HOLDFAST_ROOT_CERTIFICATE_FILE": str(folder.root_file),
+    }
+
+
+def _api(installation: Installation) -> Program:
+    address = _address(installation.host, installation.port)
+    told = {
+        "HOLDFAST_API_LISTEN": address,
+        "HOLDFAST_API_CERTIFICATE_FILE": str(installation.certificate),
+        "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.path / "root.key"),
+    }
+    environment = _shared(installation) | told
+    return _program("api", environment, listens_on(installation.host, installation.port))
+
+
+def _program(
+    verb: str, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
+) -> Program:
+    return Program(verb, [sys.executable, "-m", "workers.cli.main", verb], environment, is_ready)
+
+
+def listens_on(host: str, port: int) -> Callable[[], Awaitable[bool]]:
+    """Ready when something accepts connections there."""
+
+    async def is_ready() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return is_ready
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
