@@ -17,6 +17,7 @@ from app.http.schemas import ProblemDocument
 from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
+from app.operations.endpoints import router as operations
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
@@ -28,6 +29,7 @@ PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems", "/v1/root-certif
 _ROUTERS = (
     tenant,
     sites,
+    operations,
     hosts,
     joining,
     renewing,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from fastapi import Query
+from fastapi import Depends, Query
 from sqlalchemy import ColumnElement, literal, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -33,6 +33,16 @@ class Listing:
     limit: int = LIMIT_DEFAULT
     cursor: str | None = None
     sort: str | None = None
+
+
+def _read_listing(
+    limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None, sort: Sort = None
+) -> Listing:
+    return Listing(limit, cursor, sort)
+
+
+#: A list's parameter: which page is wanted, in which order.
+Asked = Annotated[Listing, Depends(_read_listing)]
 
 
 async def list_page(

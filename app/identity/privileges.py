@@ -18,6 +18,19 @@ class Privilege(StrEnum):
     SITES_WRITE = "sites.write"
     HOSTS_READ = "hosts.read"
     HOSTS_WRITE = "hosts.write"
+    MACHINES_READ = "machines.read"
+    MACHINES_WRITE = "machines.write"
+    VPGS_READ = "vpgs.read"
+    VPGS_WRITE = "vpgs.write"
+    JOURNALS_DESTROY = "journals.destroy"
+    CHECKPOINTS_READ = "checkpoints.read"
+    CHECKPOINTS_WRITE = "checkpoints.write"
+    OPERATIONS_READ = "operations.read"
+    OPERATIONS_WRITE = "operations.write"
+    SERVICE_PROFILES_READ = "service_profiles.read"
+    SERVICE_PROFILES_WRITE = "service_profiles.write"
+    ALERTS_READ = "alerts.read"
+    ALERTS_WRITE = "alerts.write"
     EVENTS_READ = "events.read"
     AUDIT_READ = "audit.read"
     HOST_JOIN = "host.join"
@@ -42,12 +55,24 @@ _VIEWER = frozenset(
         Privilege.TENANT_READ,
         Privilege.SITES_READ,
         Privilege.HOSTS_READ,
+        Privilege.MACHINES_READ,
+        Privilege.VPGS_READ,
+        Privilege.CHECKPOINTS_READ,
+        Privilege.OPERATIONS_READ,
+        Privilege.SERVICE_PROFILES_READ,
+        Privilege.ALERTS_READ,
         Privilege.EVENTS_READ,
     }
 )
 _OPERATOR = _VIEWER | {
     Privilege.SITES_WRITE,
     Privilege.HOSTS_WRITE,
+    Privilege.MACHINES_WRITE,
+    Privilege.VPGS_WRITE,
+    Privilege.CHECKPOINTS_WRITE,
+    Privilege.OPERATIONS_WRITE,
+    Privilege.SERVICE_PROFILES_WRITE,
+    Privilege.ALERTS_WRITE,
     Privilege.USERS_READ,
     Privilege.API_KEYS_READ,
 }

@@ -29,6 +29,14 @@ class Kind(StrEnum):
     EVENT = "evt"
     PROVIDER_KEY = "pky"
     REQUEST = "req"
+    OPERATION = "op"
+    MACHINE = "mach"
+    DISK = "disk"
+    VPG = "vpg"
+    PLAN = "plan"
+    CHECKPOINT = "ckp"
+    SERVICE_PROFILE = "prof"
+    ALERT = "alr"
 
 
 class BadId(ValueError):

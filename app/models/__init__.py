@@ -1,22 +1,37 @@
 """Every table of the control plane."""
 
+from app.models.alerts import Alert
 from app.models.base import Base, Resource, TenantOwned
+from app.models.checkpoints import Checkpoint, CheckpointPack
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
+from app.models.machines import Disk, HostInventory, Machine
+from app.models.operations import Operation
+from app.models.profiles import ServiceProfile
 from app.models.sites import Site
 from app.models.tenants import Tenant
+from app.models.vpgs import HostAssignment, Vpg, VpgDisk, VpgPlan, VpgStatus
 
 __all__ = [
+    "Alert",
     "ApiKey",
     "AuditEntry",
     "Base",
+    "Checkpoint",
+    "CheckpointPack",
+    "Disk",
     "Event",
     "Host",
+    "HostAssignment",
+    "HostInventory",
     "IdempotencyRecord",
     "JoinToken",
+    "Machine",
+    "Operation",
     "ProviderKey",
     "Resource",
+    "ServiceProfile",
     "Site",
     "Tenant",
     "TenantAuthority",
@@ -24,4 +39,8 @@ __all__ = [
     "TenantOwned",
     "User",
     "UserSession",
+    "Vpg",
+    "VpgDisk",
+    "VpgPlan",
+    "VpgStatus",
 ]

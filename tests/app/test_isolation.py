@@ -20,6 +20,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 
 from app.api import PUBLIC
 from tests.app.joining import join_host
+from tests.app.protecting import make_operation
 from tests.app.service import Caller, Service, running_service
 from tests.servers.postgres import Cluster
 
@@ -68,6 +69,9 @@ BODIES: dict[str, dict[str, Any] | None] = {
         "signature": "x",
         "agent_version": "1",
     },
+    "GET /v1/operations": None,
+    "GET /v1/operations/{operation_id}": None,
+    "POST /v1/operations/{operation_id}:cancel": None,
     "GET /v1/events": None,
     "GET /v1/audit": None,
     "GET /v1/audit:verify": None,
@@ -98,7 +102,7 @@ class World:
     other_ids: dict[str, str]
 
 
-async def _fill(tenant: Caller, name: str) -> dict[str, str]:
+async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
     site = await tenant.post("/v1/sites", {"name": name, "territory": "CH"})
     key = await tenant.post("/v1/api-keys", {"name": name, "role": "viewer"})
     host_id, join_token_id = await join_host(tenant, name)
@@ -110,13 +114,16 @@ async def _fill(tenant: Caller, name: str) -> dict[str, str]:
         "user_id": user.json()["id"],
         "host_id": host_id,
         "join_token_id": join_token_id,
+        "operation_id": await make_operation(service, tenant, name),
     }
 
 
 async def make_world(service: Service) -> World:
     """The fixture of the matrix."""
     own, other = await service.make_tenant(), await service.make_tenant(CANARY)
-    return World(service, own, other, await _fill(own, "own"), await _fill(other, CANARY))
+    return World(
+        service, own, other, await _fill(service, own, "own"), await _fill(service, other, CANARY)
+    )
 
 
 def absent(ids: dict[str, str]) -> dict[str, str]:
@@ -232,10 +239,11 @@ async def test_who_has_no_token_or_the_wrong_kind_gets_the_same_refusal(world: W
 
 async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None:
     administrator = await service.make_tenant()
-    ids = await _fill(administrator, "own")
+    ids = await _fill(service, administrator, "own")
     viewer = await service.make_caller(administrator, "viewer")
     allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}", "GET /v1/events"}
     allowed |= {"GET /v1/self", "POST /v1/self:log-out"}
+    allowed |= {"GET /v1/operations", "GET /v1/operations/{operation_id}"}
     allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
     allowed |= {"GET /v1/join-tokens", "GET /v1/join-tokens/{join_token_id}"}
     for method, path in routes_of(service):

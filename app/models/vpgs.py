@@ -1,0 +1,93 @@
+"""Groups: what is wanted of them, their members, what is known of them, plans of changes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Resource, TenantOwned
+
+
+class Vpg(Resource, Base):
+    """A group: machines that are recovered together at one consistent moment."""
+
+    __tablename__ = "vpgs"
+    __table_args__ = (
+        Index(
+            "uq_vpgs_name",
+            "tenant_id",
+            "name",
+            unique=True,
+            postgresql_where=text("lifecycle <> 'removed'"),
+        ),
+    )
+
+    name: Mapped[str]
+    description: Mapped[str]
+    labels: Mapped[dict[str, Any]]
+    lifecycle: Mapped[str]
+    recovery: Mapped[str]
+    settings: Mapped[dict[str, Any]] = mapped_column(doc="As app.vpgs.schemas.Settings has them.")
+    profile_id: Mapped[UUID | None]
+    protected_site_id: Mapped[UUID | None]
+    recovery_site_id: Mapped[UUID | None]
+    store: Mapped[str] = mapped_column(doc="The name of its journal store.")
+
+
+class VpgStatus(TenantOwned, Base):
+    """What is known of a group. Facts flow up into it; nobody's settings are in it."""
+
+    __tablename__ = "vpg_statuses"
+
+    vpg_id: Mapped[UUID] = mapped_column(primary_key=True)
+    sync: Mapped[str]
+    sla: Mapped[str]
+    link: Mapped[str]
+    recoverable_at: Mapped[datetime | None] = mapped_column(
+        doc="The source's time at the newest complete checkpoint; None: never synced."
+    )
+    oldest_at: Mapped[datetime | None] = mapped_column(doc="The oldest complete checkpoint kept.")
+    backlog_bytes: Mapped[int] = mapped_column(BigInteger)
+    gap_reason: Mapped[str | None]
+    reported_at: Mapped[datetime | None]
+
+
+class VpgDisk(TenantOwned, Base):
+    """A disk of a group. A disk is in at most one."""
+
+    __tablename__ = "vpg_disks"
+    __table_args__ = (UniqueConstraint("tenant_id", "vpg_id", "name"),)
+
+    disk_id: Mapped[UUID] = mapped_column(primary_key=True)
+    vpg_id: Mapped[UUID]
+    machine_id: Mapped[UUID]
+    name: Mapped[str] = mapped_column(doc="Its name in the group's streams; never reused.")
+    added_at: Mapped[datetime]
+
+
+class HostAssignment(TenantOwned, Base):
+    """The number of what a host is told to do: raised by each change of it."""
+
+    __tablename__ = "host_assignments"
+
+    host_id: Mapped[UUID] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    changed_at: Mapped[datetime]
+
+
+class VpgPlan(Resource, Base):
+    """What a change of a group would do, worked out before it is done."""
+
+    __tablename__ = "vpg_plans"
+
+    vpg_id: Mapped[UUID]
+    vpg_version: Mapped[int] = mapped_column(doc="The version that it read.")
+    change: Mapped[dict[str, Any]]
+    effects: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    expires_at: Mapped[datetime]
+    applied_at: Mapped[datetime | None]
