@@ -70,3 +70,18 @@ FETCH_BYTES_MAX = 512 * KIB
 
 #: A certificate of a host with its intermediate, in PEM: about 2 KiB.
 CERTIFICATE_CHAIN_BYTES_MAX = 16 * KIB
+
+#: Largest message of control: an inventory of a thousand machines, and held once for each host.
+CONTROL_MESSAGE_BYTES_MAX = 1 * MIB
+
+#: Most groups of one host, in its assignment and in each heartbeat.
+HOST_GROUPS_MAX = 512
+
+#: Most machines of one host's inventory: a hypervisor runs a few hundred.
+HOST_MACHINES_MAX = 4096
+
+#: Most fields of a message's free part (an event's data, an answer's result), each flat.
+CONTROL_DETAILS_MAX = 64
+
+#: Most doors in an assignment or a ticket: a host tries them in order.
+DOORS_MAX = 64
