@@ -38,6 +38,7 @@ class Proxy:
     connections: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _ends: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 16)
@@ -50,6 +51,11 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def reset_all(self) -> None:
+        """End every connection as a broken line does: both sides are reset."""
+        for end in self._ends:
+            _reset(end)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -60,6 +66,8 @@ class Proxy:
                 await self._join(reader, writer)
         except asyncio.CancelledError:
             pass  # asyncio's streams complain of a handler that was cancelled
+        except OSError:
+            pass  # nobody listens behind us now
         finally:
             self._tasks.discard(task)
             writer.close()
@@ -69,9 +77,11 @@ class Proxy:
         back.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         out = asyncio.create_task(self._pass(reader, back, is_out=True))
         home = asyncio.create_task(self._pass(there, writer, is_out=False))
+        self._ends |= {writer, back}
         try:
             await asyncio.wait({out, home}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._ends -= {writer, back}
             for task in (out, home):
                 task.cancel()
             await asyncio.gather(out, home, return_exceptions=True)

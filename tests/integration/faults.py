@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
 from infra.demo.processes import Process
+from infra.demo.report import DemoFailed
+from tests.integration.cut_line import Line
 from tests.integration.place import Place
 from tests.servers.faulty_s3 import Fault, FaultyS3
 
@@ -61,9 +63,19 @@ class Faults:
         }
         self.done: list[str] = []
 
+    def cut(self, line: Line) -> None:
+        """Add what a line does that breaks."""
+        self.kinds["line cut"] = lambda: self._line(line, line.cut)
+        self.kinds["line stalled"] = lambda: self._line(line, line.stall)
+
+    def kill_tap(self) -> None:
+        """Add the tap's death, for a machine whose client comes back."""
+        self.kinds["tap killed"] = self._kill_tap
+
     def next(self) -> str:
         """Carry out one, each kind before any comes again, and heal it."""
-        left = [kind for kind in self.kinds if kind not in self.done[len(self.done) // 7 * 7 :]]
+        since = len(self.done) // len(self.kinds) * len(self.kinds)
+        left = [kind for kind in self.kinds if kind not in self.done[since:]]
         kind = self._rng.choice(left)
         self.kinds[kind]()
         self.done.append(kind)
@@ -81,6 +93,32 @@ class Faults:
         self._place.kill(self._place.site.ingest)
         self._wait()
         self._place.site.start_ingest()
+
+    def _kill_tap(self) -> None:
+        self._place.kill(self._place.site.tap)
+        self._wait()
+        self._place.site.start_tap()
+        self._attach()
+
+    def _attach(self, seconds: float = 60) -> None:
+        """The dead tap's socket is still there while its successor starts."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self._place.site.attach()
+            except DemoFailed:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def _line(self, line: Line, how: Callable[[], None]) -> None:
+        how()
+        try:
+            self._wait()
+        finally:
+            line.heal()
 
     def _stop(self, process: Process | None) -> None:
         assert process is not None

@@ -21,6 +21,8 @@ from tests.architecture import sources
 from tests.invariants.__main__ import all_tests
 from tests.soak.summary import Run, Step, read_report, render
 
+#: Hours of a database while things fail; alone on the machine, and telling how far it is.
+_DATABASE = "tests/integration/test_database_under_faults.py"
 _SUMMARY = sources.ROOT / "tests/soak/SUMMARY.md"
 #: Schedules of the simulator.
 _SCHEDULES = {"test": 2_000, "ci": 10_000, "nightly": 100_000}
@@ -34,6 +36,7 @@ def counted_files() -> list[str]:
         if path.parts[0] == "tests"
         and path.name.startswith("test_")
         and "from tests.lanes import" in sources.text_of(path)
+        and str(path) != _DATABASE
     ]
 
 
@@ -114,6 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="test processes (default: 2)")
     parser.add_argument("--output", type=Path, default=_SUMMARY, help="where the summary goes")
+    parser.add_argument("--only", metavar="PART", help="this part alone, by its name")
     wanted = parser.parse_args()
     lane = os.environ.get("LANE") or "ci"
     if lane not in _SCHEDULES:
@@ -124,8 +128,13 @@ def main() -> int:
             "counted tests": lambda: soak.pytest("counted", "-m", "not soak", *counted_files()),
             "simulator": soak.simulate,
             "planted bugs": soak.plant,
+            "database": lambda: soak.pytest("database", "-n", "0", "-s", _DATABASE),
             "long tests": lambda: soak.pytest("long", "-m", "soak"),
         }
+        if wanted.only:
+            if wanted.only not in parts:
+                parser.error(f"--only: use one of {', '.join(parts)}")
+            parts = {wanted.only: parts[wanted.only]}
         soak.run.planned = tuple(parts)
         for name, work in parts.items():
             soak.part(name, work)
