@@ -1,4 +1,7 @@
-"""The agent: one stream for each group of the configuration, and what commands ask of them."""
+"""The agent: one stream for each group, and what commands ask of them.
+
+Groups come from a configuration file when it is made, or are added and removed while it runs.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from host_agent import __version__
 from host_agent.analyser.watcher import Watcher
 from host_agent.control import status
 from host_agent.control.config import (
+    ADDRESSES_MAX,
     ANALYSER,
     JOURNAL,
     REMOTE,
@@ -25,7 +28,13 @@ from host_agent.control.config import (
     GroupConfig,
     IngestConfig,
 )
-from host_agent.control.errors import BadRequest, CheckpointNotStored, NotProtected, UnknownGroup
+from host_agent.control.errors import (
+    BadRequest,
+    CheckpointNotStored,
+    NoDoor,
+    NotProtected,
+    UnknownGroup,
+)
 from host_agent.control.means import RealClock, RealRandom, ThreadOffload
 from host_agent.control.mirrors import HostMirrors, add_to_status, sockets_of
 from host_agent.control.state_dir import KeyStore, StateDir, load_group_key
@@ -35,7 +44,7 @@ from host_agent.stream import link
 from host_agent.stream.copies import RingShare
 from host_agent.stream.drain import Drain
 from host_agent.stream.parts import Buckets, Means, SpoolSettings, StreamSettings
-from host_agent.stream.ports import Link
+from host_agent.stream.ports import Keys, Link
 from host_agent.stream.stream import Doors, Stream
 from host_agent.wire import limits
 from host_agent.wire.errors import HoldfastError
@@ -43,13 +52,14 @@ from host_agent.wire.names import Identity
 
 _log = logging.getLogger("holdfast.agent")
 
-#: Memory for frames that are being made or sent, of all groups together.
-_FRAME_MEMORY_BYTES = 36 * limits.MIB
+#: Groups come and go: what one may use counts on so many, at least, where they do.
+_STREAMS_MIN = 4
 _FRAME_BYTES_MIN = 256 * limits.KIB
 #: Copies of a frame that exist at once: one sealed waits, one leaves, one is being made.
 _FRAME_COPIES = 3
 _RESTART_SECONDS = 30.0
 _FINISH_SECONDS = 5.0
+_NO_DOOR_HINT = "The manager names them with the first assignment; see `holdfast-agent doctor`."
 
 
 @dataclass
@@ -61,6 +71,7 @@ class Group:
     copies: dict[str, Stream]
     drain: Drain | None
     watcher: Watcher | None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
     def stream(self) -> Stream | None:
@@ -82,45 +93,68 @@ class Group:
             stream.nudge()
 
 
+OpenKeys = Callable[[GroupConfig, Identity, Path], Keys]
+"""The data keys of a group's stream, kept in the group's folder."""
+
+
+def keys_of_file(group: GroupConfig, identity: Identity, folder: Path) -> Keys:
+    """Data keys that this host makes itself, under the group key of a file; BadKeyFile."""
+    assert group.key_file is not None
+    return KeyStore(folder, load_group_key(group.key_file, identity.tenant, group.name), identity)
+
+
 class Agent:
     """All streams of this host. Make it, `start` it, answer commands, `stop` it."""
 
-    def __init__(self, config: AgentConfig, state: StateDir) -> None:
+    def __init__(
+        self, config: AgentConfig, state: StateDir, open_keys: OpenKeys = keys_of_file
+    ) -> None:
         self.config = config
         self.tap = TapHost(config.tap)
         self.started_at = time.time()
         self._state = state
+        self._open_keys = open_keys
         self.mirrors = HostMirrors(self.tap, state)
         self._offload = ThreadOffload()
-        self._means = Means(RealClock(), RealRandom(), self._offload)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.means = Means(RealClock(), RealRandom(), self._offload)
+        self._narrator: asyncio.Task[None] | None = None
         self.groups = {group.name: self._make(group) for group in config.groups}
 
     def _make(self, group: GroupConfig) -> Group:
         identity = Identity(self.config.tenant, group.name, self.config.host)
-        key = load_group_key(group.key_file, self.config.tenant, group.name)
-        store = KeyStore(self._state.group(group.name), key, identity)
+        keys = self._open_keys(group, identity, self._state.group(group.name))
         door = TapDoor(self.tap, group.name)
         watcher = Watcher() if ANALYSER in group.copies else None
         sinks = {REMOTE: self.config.ingest, JOURNAL: self.config.journal}
-        wanted = {name: sink for name, sink in sinks.items() if name in group.copies and sink}
+        wanted = [name for name, sink in sinks.items() if name in group.copies and sink]
         if not wanted:
-            return Group(group, door, {}, Drain(door, self._means, watcher), watcher)
-        ring = RingShare(door, tuple(wanted)) if len(wanted) > 1 else None
+            return Group(group, door, {}, Drain(door, self.means, watcher), watcher)
+        ring = RingShare(door, wanted) if len(wanted) > 1 else None
         copies: dict[str, Stream] = {}
-        for name, sink in wanted.items():
+        for name in wanted:
             connect = ring.door(name) if ring else door
-            dial = partial(self._dial, sink)
-            doors = Doors(connect, dial, len(sink.addresses), store)
+            doors = Doors(connect, partial(self._dial, name), self._addresses(name), keys)
             # One copy shows the analyser what passes; the other sends the same.
             copies[name] = self._stream(group, identity, doors, None if copies else watcher)
         return Group(group, door, copies, None, watcher)
+
+    def _addresses(self, copy: str) -> int:
+        """How many addresses a stream goes round. Where the list may change, the most it may have:
+        a shorter one is gone round more than once."""
+        sink = self._sink(copy)
+        return len(sink.addresses) if self.config.groups else ADDRESSES_MAX
+
+    def _sink(self, copy: str) -> IngestConfig:
+        sink = self.config.journal if copy == JOURNAL else self.config.ingest
+        assert sink is not None
+        return sink
 
     def _stream(
         self, group: GroupConfig, identity: Identity, doors: Doors, watcher: Watcher | None
     ) -> Stream:
         streams = sum(len(found.copies - {ANALYSER}) for found in self.config.groups)
-        share = _FRAME_MEMORY_BYTES // (_FRAME_COPIES * max(1, streams))
+        streams = streams or max(_STREAMS_MIN, len(self.groups) + 1)
+        share = self.config.frame_memory_bytes // (_FRAME_COPIES * streams)
         settings = StreamSettings(
             identity=identity,
             software=f"holdfast-agent {__version__}",
@@ -128,9 +162,9 @@ class Agent:
             frame_bytes_max=max(_FRAME_BYTES_MIN, min(limits.FRAME_PLAIN_BYTES_MAX, share)),
             spool=self._spool(group),
         )
-        now = self._means.clock.monotonic()
+        now = self.means.clock.monotonic()
         buckets = Buckets(group.replication_rate, group.sync_rate, now)
-        stream = Stream(settings, doors, self._means, buckets, watcher)
+        stream = Stream(settings, doors, self.means, buckets, watcher)
         stream.is_paused = self._state.is_paused(group.name)
         return stream
 
@@ -141,33 +175,77 @@ class Agent:
             return None
         return SpoolSettings(spool.path, spool.bytes)
 
-    async def _dial(self, ingest: IngestConfig, address: int) -> Link:
-        credentials = link.Credentials(ingest.ca_file, ingest.certificate_file, ingest.key_file)
-        return await link.connect(ingest.addresses[address], credentials, ingest.server_name)
+    async def _dial(self, copy: str, address: int) -> Link:
+        sink = self._sink(copy)
+        if not sink.addresses:
+            raise NoDoor("No data node is known yet.", hint=_NO_DOOR_HINT, retryable=True)
+        credentials = link.Credentials(sink.ca_file, sink.certificate_file, sink.key_file)
+        place = sink.addresses[address % len(sink.addresses)]
+        return await link.connect(place, credentials, sink.server_name)
 
     def start(self) -> None:
         """Start all streams."""
-        for name, group in self.groups.items():
-            for copy, stream in group.copies.items():
-                self._spawn(self._keep_running(f"{name} ({copy})", stream), f"{name}/{copy}")
-            if group.drain is not None:
-                self._spawn(group.drain.run(), f"{name}/drain")
         for group in self.groups.values():
-            self.mirrors.start(group)
-        self._spawn(self._narrate(), "narrate")
+            self._start(group)
+        self._narrator = asyncio.create_task(self._narrate(), name="narrate")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+    def _start(self, group: Group) -> None:
+        name = group.config.name
+        for copy, stream in group.copies.items():
+            running = self._keep_running(f"{name} ({copy})", stream)
+            group.tasks.append(asyncio.create_task(running, name=f"{name}/{copy}"))
+        if group.drain is not None:
+            group.tasks.append(asyncio.create_task(group.drain.run(), name=f"{name}/drain"))
+        self.mirrors.start(group)
 
     async def stop(self) -> None:
         """Say goodbye to ingest and end. What is not stored stays in the rings."""
         await self.mirrors.stop()
-        streams = [one for group in self.groups.values() for one in group.copies.values()]
-        await asyncio.gather(*(stream.end(_FINISH_SECONDS) for stream in streams))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(_end(group) for group in self.groups.values()))
+        if self._narrator is not None:
+            self._narrator.cancel()
+            await asyncio.gather(self._narrator, return_exceptions=True)
         self._offload.close()
+
+    # --- groups that come and go
+
+    def add(self, config: GroupConfig) -> Group:
+        """Run one more group; StateUnusable, BadKeyFile. The others notice nothing."""
+        assert config.name not in self.groups
+        group = self.groups[config.name] = self._make(config)
+        self._start(group)
+        return group
+
+    async def remove(self, name: str) -> None:
+        """Run a group no more. Its disks stay attached, what it keeps on disk stays."""
+        group = self.groups.pop(name)
+        await self.mirrors.leave(name)
+        await _end(group)
+
+    def set_rates(self, name: str, replication: float | None, sync: float | None) -> None:
+        """New limits of a group, bytes a second; None without one. In effect at once."""
+        group = self.groups[name]
+        group.config = replace(group.config, replication_rate=replication, sync_rate=sync)
+        for stream in group.copies.values():
+            stream.set_limits(replication, sync)
+
+    def set_paused(self, name: str, is_paused: bool) -> None:
+        """Stop or go on sending, also after a restart; StateUnusable."""
+        self._state.set_paused(name, is_paused)
+        for stream in self.groups[name].copies.values():
+            if is_paused:
+                stream.pause()
+            elif stream.is_paused:
+                stream.resume()
+
+    def set_ingest(self, ingest: IngestConfig) -> None:
+        """Where streams go from now on. One that is connected elsewhere connects anew."""
+        self.config = replace(self.config, ingest=ingest)
+        shown = {f"{host}:{port}" for host, port in ingest.addresses}
+        for group in self.groups.values():
+            stream = group.copies.get(REMOTE)
+            if stream is not None and stream.address not in shown:
+                stream.reconnect("the doors changed")
 
     async def _keep_running(self, name: str, stream: Stream) -> None:
         """A defect in one group's stream must not end the others."""
@@ -236,7 +314,7 @@ class Agent:
             tap = {**await self.tap.status(), "hello": self.tap.hello}
         except HoldfastError as error:
             tap = error.as_dict()
-        groups = [await status.describe(group, tap, self._means) for group in self.groups.values()]
+        groups = [await status.describe(group, tap, self.means) for group in self.groups.values()]
         for described in groups:
             add_to_status(described, self.mirrors.describe(described["group"]))
         return {
@@ -305,12 +383,11 @@ class Agent:
 
     async def _set_paused(self, is_paused: bool, request: Fields) -> Fields:
         group = self._group(request)
-        self._state.set_paused(group.config.name, is_paused)
         group.the_stream()
+        self.set_paused(group.config.name, is_paused)
         for stream in group.copies.values():
-            if is_paused:
-                stream.pause()
-            else:
+            if not is_paused:
+                # Also what stopped by itself goes on when a person says so.
                 stream.resume()
         return {"group": group.config.name, "paused": is_paused}
 
@@ -343,8 +420,15 @@ class Agent:
                 rates[name] = None if mbit is None else mbit * 1e6 / 8
         for stream in group.copies.values():
             stream.set_limits(rates["replication"], rates["sync"])
-            stream.buckets.scan.set_rate(rates["scan"], self._means.clock.monotonic())
+            stream.buckets.scan.set_rate(rates["scan"], self.means.clock.monotonic())
         return {"group": group.config.name, **{f"{k}_bytes_per_second": rates[k] for k in rates}}
+
+
+async def _end(group: Group) -> None:
+    await asyncio.gather(*(stream.end(_FINISH_SECONDS) for stream in group.copies.values()))
+    for task in group.tasks:
+        task.cancel()
+    await asyncio.gather(*group.tasks, return_exceptions=True)
 
 
 def _number(request: Fields, name: str, low: float, high: float) -> float | None:

@@ -11,9 +11,9 @@ from host_agent.wire.errors import BadName
 from host_agent.wire.names import check_name
 from host_agent.wire.tables import Table
 
-_MEGABIT_BYTES = 1_000_000 / 8
-_ADDRESSES_MAX = 16
-_GROUPS_MAX = 256
+MEGABIT_BYTES = 1_000_000 / 8
+ADDRESSES_MAX = 16
+GROUPS_MAX = 256
 #: What may be made of each write: a stream to ingest, a local journal, a look at its content.
 REMOTE, JOURNAL, ANALYSER = "remote", "journal", "analyser"
 _COPIES = (REMOTE, JOURNAL, ANALYSER)
@@ -47,13 +47,14 @@ class GroupConfig:
     """One protection group on this host. Rates in bytes a second, None without a limit."""
 
     name: str
-    key_file: Path
     rpo_seconds: float
     replication_rate: float | None
     sync_rate: float | None
     ring_bytes: int
     hold_ms_max: int
     copies: frozenset[str] = frozenset({REMOTE, ANALYSER})
+    #: None where keys come from the manager.
+    key_file: Path | None = None
 
     @property
     def commit_seconds(self) -> float:
@@ -83,6 +84,8 @@ class AgentConfig:
     tap: TapConfig
     groups: tuple[GroupConfig, ...]
     spool: SpoolConfig | None = None
+    #: Memory for frames that are being made or sent, of all groups together.
+    frame_memory_bytes: int = 36 * 1024 * 1024
 
     def group(self, name: str) -> GroupConfig | None:
         """The group of that name, or None."""
@@ -146,8 +149,8 @@ def _check_journal(config: AgentConfig) -> None:
 
 def _ingest(table: _Table) -> IngestConfig:
     texts = table.texts("addresses", may_be_empty=True)
-    if not 1 <= len(texts) <= _ADDRESSES_MAX:
-        raise table.wrong("addresses", f"must list 1 to {_ADDRESSES_MAX} addresses")
+    if not 1 <= len(texts) <= ADDRESSES_MAX:
+        raise table.wrong("addresses", f"must list 1 to {ADDRESSES_MAX} addresses")
     config = IngestConfig(
         addresses=tuple(_address(table, text) for text in texts),
         server_name=table.text("server_name") if "server_name" in table else None,
@@ -191,9 +194,9 @@ def _spool(table: _Table) -> SpoolConfig:
 
 def _groups(table: _Table) -> tuple[GroupConfig, ...]:
     names = table.keys()
-    if not 1 <= len(names) <= _GROUPS_MAX:
+    if not 1 <= len(names) <= GROUPS_MAX:
         raise BadConfig(
-            f"{table.file_path} must have 1 to {_GROUPS_MAX} groups.",
+            f"{table.file_path} must have 1 to {GROUPS_MAX} groups.",
             hint="Add a table [groups.NAME] with a key_file.",
         )
     return tuple(_group(name, table.table(name)) for name in names)
@@ -233,7 +236,7 @@ def _copies(table: _Table) -> frozenset[str]:
 def _rate(table: _Table, key: str) -> float | None:
     if key not in table:
         return None
-    return table.number(key, 0.1, 1_000_000, 0) * _MEGABIT_BYTES
+    return table.number(key, 0.1, 1_000_000, 0) * MEGABIT_BYTES
 
 
 class _Table(Table):

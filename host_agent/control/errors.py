@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from host_agent.stream.errors import LinkLost
 from host_agent.wire.errors import HoldfastError
 
 
@@ -33,6 +34,48 @@ class NotProtected(HoldfastError):
     """A group whose durable copies are all off."""
 
     code = "not_protected"
+
+
+class NoDoor(LinkLost):
+    """No address is known where this host's data could go."""
+
+    code = "no_door"
+
+
+class BadAssignment(HoldfastError):
+    """What a manager assigned makes no sense, or is another host's."""
+
+    code = "bad_assignment"
+
+
+class DataKeyAwaited(HoldfastError):
+    """A stream cannot begin: its manager has not answered with the key yet."""
+
+    code = "data_key_awaited"
+
+
+class EpochStale(HoldfastError):
+    """A command that is not newer than one that this host has taken."""
+
+    code = "epoch_stale"
+
+
+class Interrupted(HoldfastError):
+    """The agent ended while it carried out a command."""
+
+    code = "interrupted"
+
+
+class UnknownCommand(HoldfastError):
+    """A kind of command that this agent does not have."""
+
+    code = "unknown_command"
+
+
+class ManagerLost(HoldfastError):
+    """The connection to the data services manager could not be made, broke, or went silent."""
+
+    code = "manager_lost"
 
 
 class DiskNameTaken(HoldfastError):

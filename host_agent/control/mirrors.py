@@ -88,6 +88,11 @@ class HostMirrors:
         self._running.clear()
         await self._monitors.close()
 
+    async def leave(self, group: str) -> None:
+        """Let go of one group's mirrors, as `stop` does of all."""
+        for name, disk in [found for found in self._running if found[0] == group]:
+            await _cancel(self._running.pop((name, disk)).task)
+
     def has(self, group: str, disk: str) -> bool:
         """Whether the disk is mirrored by QEMU."""
         return (group, disk) in self._running

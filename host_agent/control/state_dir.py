@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,14 +24,14 @@ class StateDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
-        with _usable(path):
+        with usable(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
             (path / "groups").mkdir(mode=0o700, exist_ok=True)
 
     def lock(self) -> None:
         """Keep other agents away while this process lives; AgentRunning."""
-        with _usable(self.path):
+        with usable(self.path):
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,9 +52,21 @@ class StateDir:
     def group(self, name: str) -> Path:
         """A group's own directory."""
         path = self.path / "groups" / name
-        with _usable(path):
+        with usable(path):
             path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    def groups(self) -> list[str]:
+        """The groups that have a directory."""
+        with usable(self.path):
+            return sorted(path.name for path in (self.path / "groups").iterdir())
+
+    def forget(self, group: str) -> None:
+        """Remove a group's directory with all keys in it; StateUnusable. Idempotent."""
+        path = self.path / "groups" / group
+        with usable(path), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+            _sync_directory(path.parent)
 
     def is_paused(self, group: str) -> bool:
         """Whether somebody paused the group and nobody resumed it."""
@@ -65,7 +78,7 @@ class StateDir:
         if is_paused:
             write_durably(path, b"")
         else:
-            with _usable(path):
+            with usable(path):
                 path.unlink(missing_ok=True)
                 _sync_directory(path.parent)
 
@@ -81,13 +94,13 @@ class KeyStore:
         self._directory = directory / "keys"
         self._group_key = group_key
         self._identity = identity
-        with _usable(self._directory):
+        with usable(self._directory):
             self._directory.mkdir(mode=0o700, exist_ok=True)
 
     def find(self, generation: bytes) -> DataKey | None:
         """That generation's key, None if there is none; StateUnusable, WrongKey, BadKeyFile."""
         path = self._path(generation)
-        with _usable(path):
+        with usable(path):
             try:
                 wrapped = path.read_bytes()[: KEY_OBJECT_BYTES_MAX + 1]
             except FileNotFoundError:
@@ -108,7 +121,7 @@ class KeyStore:
     def keep_only(self, generation: bytes) -> None:
         """Remove the keys of ended generations; the journal has them."""
         kept = self._path(generation)
-        with _usable(self._directory):
+        with usable(self._directory):
             for path in self._directory.iterdir():
                 if path != kept:
                     path.unlink(missing_ok=True)
@@ -138,7 +151,7 @@ def load_group_key(path: Path, tenant: str, group: str) -> keys.GroupKey:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file as a whole or not at all, mode 0600, and make it survive a power cut."""
-    with _usable(path):
+    with usable(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -162,7 +175,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-class _usable(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+class usable(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
     """Turns operating-system errors into StateUnusable."""
 
     def __init__(self, path: Path) -> None:

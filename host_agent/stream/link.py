@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host_agent.stream.errors import CertificateRefused, LinkLost
+from host_agent.stream.tunnel import open_tcp
 from host_agent.wire import message
 from host_agent.wire.message import Message
 
@@ -71,7 +72,8 @@ async def connect(
     link: TlsLink | None = None
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            raw = await _connect_tcp(address)
+            raw = await open_tcp(address)
+            _tune(raw)
             name = server_name or address[0]
             wrapped = context.wrap_socket(raw, server_hostname=name, do_handshake_on_connect=False)
             link = TlsLink(wrapped, shown)
@@ -91,26 +93,6 @@ async def connect(
 #: In TLS 1.3 a server that refuses a client's certificate may look like one that hangs up.
 _UNHEARD = "It said nothing: it may not accept this host's certificate. Its log tells."
 _REACH = "Check that ingest runs there and that the network lets this host reach it."
-
-
-async def _connect_tcp(address: tuple[str, int]) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    failure: OSError = OSError("the name has no address")
-    for family, kind, proto, _, place in await loop.getaddrinfo(*address, type=socket.SOCK_STREAM):
-        raw = socket.socket(family, kind, proto)
-        raw.setblocking(False)
-        try:
-            await loop.sock_connect(raw, place)
-            _tune(raw)
-        except OSError as error:
-            raw.close()
-            failure = error
-        except asyncio.CancelledError:
-            raw.close()
-            raise
-        else:
-            return raw
-    raise failure
 
 
 def _tune(raw: socket.socket) -> None:

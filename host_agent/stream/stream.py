@@ -130,6 +130,10 @@ class Stream:
         self.decider.release()
         self._nudge.notify()
 
+    def reconnect(self, why: str) -> None:
+        """End the connection after the frame that is on its way, and make another at once."""
+        self._end_connection(why)
+
     def resync(self) -> None:
         """Begin a new generation and bring everything over again."""
         self._renew = "forced"

@@ -350,3 +350,18 @@ def test_a_block_device(tap: Tap, device: Path, follow: OpenStream) -> None:
     assert follower.image() == whole
     tap.call("detach", group="g", disk="d", force=True)
     assert device.read_bytes() == whole
+
+
+def test_a_group_ends_when_its_last_disk_has_gone(tap: Tap, make_disk: MakeDisk) -> None:
+    tap.attach(make_disk(SIZE))
+    ring_bytes = sum(path.stat().st_size for path in tap.ring_dir.iterdir())
+    assert ring_bytes >= RING_BYTES
+    with pytest.raises(TapRefused) as caught:
+        tap.call("close", group="g")
+    assert caught.value.code == "group_has_disks"
+    tap.call("detach", group="g", disk="d")
+    tap.call("close", group="g")
+    assert not tap.call("status")["groups"]
+    assert not list(tap.ring_dir.iterdir()), "its memory is given back"
+    # The name is free again.
+    assert tap.attach(make_disk(SIZE, "other.img")).size == SIZE

@@ -284,7 +284,7 @@ impl Host {
     fn close(&mut self, fields: &Fields) -> Result<Value, TapError> {
         let group = verbs::text(fields, "group")?;
         if self.groups.get(group).is_some_and(|handle| handle.role == Role::Protected) {
-            return Err(TapError::bad_request(format!("{group} is a group of protected disks")));
+            self.refuse_with_disks(group)?;
         }
         let answer = self.order(group, |reply| Order::Stop(true, reply));
         if let Some(handle) = self.groups.remove(group) {
@@ -293,6 +293,20 @@ impl Host {
             let _ = handle.thread.join();
         }
         answer
+    }
+
+    /// What is protected ends by `detach` alone, a disk at a time.
+    fn refuse_with_disks(&self, group: &str) -> Result<(), TapError> {
+        let status = self.order(group, Order::Status)?;
+        let is_empty = |key: &str| status[key].as_array().is_some_and(Vec::is_empty);
+        if is_empty("disks") && is_empty("absent") {
+            return Ok(());
+        }
+        Err(TapError::new(
+            "group_has_disks",
+            format!("group {group} still has protected disks"),
+            "Detach them first.",
+        ))
     }
 
     fn status(&self) -> Result<Value, TapError> {
