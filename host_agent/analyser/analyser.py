@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from host_agent.analyser.content import BLOCK_BYTES, judge
-from host_agent.analyser.signatures import ALIGNMENT, Finding, look, look_mbr
+from host_agent.analyser.signatures import ALIGNMENT, EVIDENCE, Finding, look, look_mbr
 from host_agent.wire.record import Op, Records, writes_disk
 
 #: Blocks of a batch whose content is judged.
@@ -27,8 +27,6 @@ SUSPICION_BLOCKS_MIN = 32
 RATE_SECONDS = 60
 #: Findings kept for a disk: a partition table of 128 entries fits.
 FINDINGS_MAX = 160
-#: A signature lies this far into its volume at most (Btrfs), bytes.
-_REACH = 65536 + 4096
 _SECOND = 1_000_000_000
 
 
@@ -57,7 +55,7 @@ class Analyser:
         starts = ends - records["payload_length"]
         data = np.flatnonzero((records["op"] == Op.WRITE) | (records["op"] == Op.SYNC))
         view = memoryview(payload)
-        self._count(records[writes])
+        self._count(records if writes.all() else records[writes])
         self._search(records, starts, data, view)
         self._sample(records, starts, data, view)
 
@@ -66,8 +64,9 @@ class Analyser:
 
     def _count(self, records: Records) -> None:
         second = int(records[-1]["time"]) // _SECOND
-        for number in np.unique(records["disk"]).tolist():
-            of_disk = records[records["disk"] == number]
+        numbers = np.unique(records["disk"]).tolist()
+        for number in numbers:
+            of_disk = records[records["disk"] == number] if len(numbers) > 1 else records
             written = int(of_disk["length"][of_disk["op"] == Op.WRITE].sum(dtype=np.uint64))
             disk = self._disk(number)
             disk.total += written
@@ -76,16 +75,16 @@ class Analyser:
                 disk.written.popleft()
 
     def _search(self, records: Records, starts: Any, data: Any, view: memoryview) -> None:
-        """Search those records that reach into the beginning of a possible volume."""
-        offset, length = records["offset"][data], records["length"][data]
-        near = (offset % ALIGNMENT < _REACH) | (offset % ALIGNMENT + length > ALIGNMENT)
-        for row in data[near][:LOOKS_PER_BATCH].tolist():
-            at, size, begin = (
-                int(records[row]["offset"]),
-                int(records[row]["length"]),
-                int(starts[row]),
-            )
-            self._look(self._disk(int(records[row]["disk"])), view[begin : begin + size], at)
+        """Search those records that hold a place where a possible volume shows what it is."""
+        begin = records["offset"][data] % ALIGNMENT
+        end = begin + records["length"][data]
+        holds = end > ALIGNMENT
+        for first, after in EVIDENCE:
+            holds |= (begin <= first) & (end >= after)
+        for row in data[holds][:LOOKS_PER_BATCH].tolist():
+            record, place = records[row], int(starts[row])
+            piece = view[place : place + int(record["length"])]
+            self._look(self._disk(int(record["disk"])), piece, int(record["offset"]))
 
     def _look(self, disk: _Disk, piece: memoryview, at: int) -> None:
         volume = at - at % ALIGNMENT

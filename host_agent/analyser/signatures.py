@@ -103,6 +103,12 @@ _MAGICS: tuple[tuple[bytes, int, _Check], ...] = (
 )
 
 
+#: Where evidence lies: first byte, and the one behind the last, from a volume's beginning.
+EVIDENCE = tuple(
+    sorted({(check.at, check.at + check.need) for _, _, check in _MAGICS} | {(1024, 2048)})
+)
+
+
 def look(data: bytes | memoryview, volume: int, start: int = 0) -> list[Finding]:
     """What begins at `volume`, from `data` that begins `start` bytes after it (both in bytes)."""
     view = memoryview(data)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from host_agent.stream.batch import (
     FrameLimits,
     count_for_frame,
@@ -145,9 +147,10 @@ class Preparer:
         return records, payload
 
     def _note_payload_end(self, entries: Records) -> None:
-        rows = entries[entries["payload_length"] > 0]
+        rows = np.flatnonzero(entries["payload_length"])
         if len(rows):
-            self._payload_end = int(rows[-1]["payload_pos"]) + int(rows[-1]["payload_length"])
+            last = entries[int(rows[-1])]
+            self._payload_end = int(last["payload_pos"]) + int(last["payload_length"])
 
 
 @dataclass(frozen=True)

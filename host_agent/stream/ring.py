@@ -111,7 +111,8 @@ class RingFile:
 
         Raises RingDamaged and names the record if a payload does not match its checksum.
         """
-        rows = entries[entries["payload_length"] > 0]
+        carries = entries["payload_length"] > 0
+        rows = entries if carries.all() else entries[carries]
         lengths = np.ascontiguousarray(rows["payload_length"])
         crcs = np.ascontiguousarray(rows["crc"])
         runs = [

@@ -35,13 +35,13 @@ from host_agent.wire.record import Flag, Op, Records, check_records, writes_disk
 
 PART_INDEX, PART_PAYLOAD = 0, 1
 _LEVEL = 1
-#: For what does not shrink: level 1 would code it and then store it raw, at five times the cost.
-#: Long repeats are still found.
+#: Three to five times as fast. It finds repeats, and leaves what does not repeat uncoded: as good
+#: for what does not shrink, for zeroes and for whole blocks that come again.
 _FAST_LEVEL = -5
 #: A sample of so many pieces of so many bytes tells which level a payload gets.
 _SAMPLE_PIECES, _SAMPLE_BYTES = 8, 4096
-#: Above this share of its size a sample counts as not shrinking.
-_SAMPLE_SHARE = 0.98
+#: By so much more than at level 1, as a share, a sample may come out to get the fast one.
+_FAST_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class FrameSealer:
             return self._zstd
         starts = range(0, step * _SAMPLE_PIECES, step)
         sample = b"".join(payload[at : at + _SAMPLE_BYTES] for at in starts)
-        shrinks = len(self._zstd.compress(sample)) <= _SAMPLE_SHARE * len(sample)
-        return self._zstd if shrinks else self._fast
+        small, fast = len(self._zstd.compress(sample)), len(self._fast.compress(sample))
+        return self._fast if fast <= (1 + _FAST_LOSS) * small else self._zstd
 
     def _encrypt(self, part: int, counter: int, data: bytes, head: bytes) -> bytes:
         return self._aead.encrypt(

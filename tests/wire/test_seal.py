@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -384,12 +385,30 @@ def test_the_largest_frame_fits() -> None:
     assert opened == payload
 
 
-@pytest.mark.parametrize("shrinks", [True, False])
-def test_what_does_not_shrink_costs_little_and_comes_back(shrinks: bool) -> None:
-    """A payload gets its level by a sample; both levels give the same bytes back."""
-    payload = b"".join(os.urandom(2048) + bytes(2048) for _ in range(256))
-    payload = payload if shrinks else os.urandom(len(payload))
+def _words() -> bytes:
+    rng = random.Random(5)
+    words = [bytes(rng.choices(range(97, 123), k=rng.randint(2, 9))) for _ in range(3000)]
+    return b" ".join(rng.choice(words) for _ in range(100_000))
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_fast"),
+    [
+        pytest.param(os.urandom(1 << 20), True, id="noise"),
+        pytest.param(
+            b"".join(os.urandom(2048) + bytes(2048) for _ in range(256)), True, id="half zeroes"
+        ),
+        pytest.param(_words(), False, id="words"),
+        pytest.param(os.urandom(512 << 10) + _words(), False, id="noise, then words"),
+    ],
+)
+def test_a_payload_is_compressed_fast_only_if_that_loses_nothing(
+    payload: bytes, is_fast: bool
+) -> None:
+    """A sample tells the level; what comes out is as small, and gives the same bytes back."""
     sealer = FrameSealer(bytes(32), Identity("t", "g", "h"), bytes(16), os.urandom(32))
-    packed = sealer._compressor(payload).compress(payload)
-    assert (len(packed) < 0.7 * len(payload)) == shrinks
+    compressor = sealer._compressor(payload)
+    assert (compressor is sealer._fast) == is_fast
+    packed = compressor.compress(payload)
+    assert len(packed) <= 1.01 * len(sealer._zstd.compress(payload))
     assert decompress(packed, len(payload)) == payload
