@@ -155,8 +155,37 @@ class Discover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Look for machines and disks now and send the inventory, changed or not."""
 
 
-Body = Checkpoint | Pause | Resume | ForceSync | Limit | Restore | Discover
-CommandKind = Literal["checkpoint", "pause", "resume", "force_sync", "limit", "restore", "discover"]
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Serve one more tenant. Over the connection of the host's owner alone.
+
+    The host joins as that tenant's, by a key of its own, with the join token `token` at `api`;
+    `doors` are control doors.
+    """
+
+    tenant: Name
+    token: Annotated[str, Meta(pattern=_PLAIN, min_length=1, max_length=512)]
+    api: Door
+    doors: Doors
+
+
+class Withdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Serve a tenant no longer, and forget its keys. Over the owner's connection alone."""
+
+    tenant: Name
+
+
+Body = Checkpoint | Pause | Resume | ForceSync | Limit | Restore | Discover | Place | Withdraw
+CommandKind = Literal[
+    "checkpoint",
+    "pause",
+    "resume",
+    "force_sync",
+    "limit",
+    "restore",
+    "discover",
+    "place",
+    "withdraw",
+]
 BODIES: dict[str, type[Body]] = {
     "checkpoint": Checkpoint,
     "pause": Pause,
@@ -165,6 +194,8 @@ BODIES: dict[str, type[Body]] = {
     "limit": Limit,
     "restore": Restore,
     "discover": Discover,
+    "place": Place,
+    "withdraw": Withdraw,
 }
 
 
@@ -196,6 +227,13 @@ class AssignmentPush(Order, frozen=True, tag="assignment"):
     epoch: Number
     number: Number
     assignment: Assignment
+
+
+class Taken(Order, frozen=True, tag="taken"):
+    """The answer to (epoch, number) is in the manager's database: the host need not repeat it."""
+
+    epoch: Number
+    number: Number
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -342,7 +380,7 @@ class NodeFacts(Fact, frozen=True, tag="facts"):
     tenants: list[Details]
 
 
-FromManager = Welcome | Command | AssignmentPush | DataKey | Records
+FromManager = Welcome | Command | AssignmentPush | Taken | DataKey | Records
 FromHost = Hello | Heartbeat | Inventory | Answer | Progress | Event | DataKeyRequest | NodeFacts
 
 _ENCODER = msgspec.json.Encoder()
@@ -412,7 +450,7 @@ _TAG: msgspec.json.Decoder[_Tag] = msgspec.json.Decoder(_Tag)
 _TYPES = {
     str(kind.__struct_config__.tag)
     for kind in (
-        *(Welcome, Command, AssignmentPush, DataKey, Records),
+        *(Welcome, Command, AssignmentPush, Taken, DataKey, Records),
         *(Hello, Heartbeat, Inventory, Answer, Progress, Event, DataKeyRequest, NodeFacts),
     )
 }

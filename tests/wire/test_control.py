@@ -40,13 +40,16 @@ from host_agent.wire.control import (
     NodeFacts,
     PathSource,
     Pause,
+    Place,
     Progress,
     QmpSource,
     Records,
     Restore,
     Resume,
+    Taken,
     TenantRecord,
     Welcome,
+    Withdraw,
 )
 from host_agent.wire.errors import HoldfastError, LimitExceeded, WireError
 
@@ -99,6 +102,7 @@ DOWN: list[FromManager] = [
     Welcome(3, 10.0, 1, HEX64),
     control.command(3, 18, Pause(VPG)),
     AssignmentPush(3, 19, ASSIGNMENT),
+    Taken(3, 18),
     DataKey(1, msgspec.Raw(b'{"version":1}')),
     DataKey(1, error=REFUSED),
     Records(
@@ -116,6 +120,8 @@ BODIES: list[Body] = [
     Limit(VPG, 10.5, None),
     Restore("op_1", "ticket", ["door:443"], "/srv/back"),
     Discover(),
+    Place("ten_b", "hfj_token", "https://api:443", ["control:443"]),
+    Withdraw("ten_b"),
 ]
 
 
