@@ -85,6 +85,12 @@ class Committer:
         self._closing = True
         self._changed.set()
 
+    def drop(self) -> None:
+        """What waits is not committed; a commit that is under way ends by itself."""
+        self._facts.counters.bytes_dropped += self._open.length
+        length, self._open = self._open.length, Batch()
+        self._give_back(length)
+
     def release(self) -> None:
         """Let go of all memory: what is not stored is dropped, and the agent sends it again."""
         counters = self._facts.counters
@@ -141,6 +147,7 @@ class Committer:
         self._committing = None
         facts, now = self._facts, self._tools.clock.monotonic()
         facts.stored, facts.place = info.last_seq, info.place
+        facts.stored_time_ns = info.time_newest
         facts.commit_age_seconds = round(now - batch.opened_at, 3)
         facts.counters.segments += 1
         facts.counters.bytes_stored += batch.length

@@ -13,6 +13,7 @@ from pathlib import Path
 from host_agent.wire.errors import BadName
 from host_agent.wire.names import check_name
 from host_agent.wire.tables import Table
+from workers.ingest.decide import Rules
 from workers.ingest.errors import BadConfig
 from workers.storage.errors import StoreError
 from workers.storage.s3 import S3Credentials
@@ -42,23 +43,51 @@ class LimitsConfig:
     memory_bytes_max: int = 1024 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class IngestConfig:
-    """The whole file. `hosts` None: every host that has a certificate of this tenant."""
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """One tenant's ingest, wherever it listens. `hosts` None: every host that has a certificate of
+    this tenant. `grace_seconds`: so long after its end a certificate is still accepted.
+    """
 
-    path: Path
     tenant: str
-    listen: tuple[str, int]
     store: str
-    tls: TlsConfig
     credentials: S3Credentials | None = None
     hosts: Mapping[str, frozenset[str]] | None = None
-    status_socket: Path | None = None
+    denied: frozenset[str] = frozenset()
+    grace_seconds: float = 0.0
     commit_seconds_min: float = 1.0
     commit_seconds_max: float = 5.0
     probe_seconds: float = 1.0
     asof_seconds: float = 60.0
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    is_probed: bool = False
+
+    @property
+    def rules(self) -> Rules:
+        """Whom it lets in, and how often it commits."""
+        return Rules(
+            self.tenant,
+            self.hosts,
+            self.commit_seconds_min,
+            self.commit_seconds_max,
+            self.denied,
+            self.grace_seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(IngestSettings):
+    """The whole file."""
+
+    path: Path
+    listen: tuple[str, int]
+    tls: TlsConfig
+    status_socket: Path | None = None
+
+
+def commit_seconds_fastest(store: str) -> float:
+    """A local folder takes a commit for nothing; a service takes money for it."""
+    return 0.2 if store.startswith("file:") else 1.0
 
 
 def load_config(path: Path) -> IngestConfig:
@@ -85,9 +114,7 @@ def load_config(path: Path) -> IngestConfig:
 def _parse(top: _Table) -> IngestConfig:
     store = _store(top)
     tls = top.table("tls")
-    # A local folder takes a commit for nothing; a service takes money for it.
-    fastest = 0.2 if store.startswith("file:") else 1.0
-    low = top.number("commit_seconds_min", 0.02, 60, fastest)
+    low = top.number("commit_seconds_min", 0.02, 60, commit_seconds_fastest(store))
     config = IngestConfig(
         path=top.file_path,
         tenant=top.name("tenant"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ _HEX32 = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Peer:
-    """Who the client certificate says is there."""
+    """Who the client certificate says is there, and its time: seconds since 1970."""
 
     tenant: str
     host: str
     address: str
+    valid_from: float = -math.inf
+    valid_to: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,40 @@ class Rules:
     hosts: Mapping[str, frozenset[str]] | None
     commit_seconds_min: float
     commit_seconds_max: float
+    denied: frozenset[str] = frozenset()
+    grace_seconds: float = 0.0
 
 
 def authorise_peer(peer: Peer, rules: Rules) -> None:
     """Raise SessionEnded unless the certificate's holder may speak at all."""
     known = rules.hosts is None or peer.host in rules.hosts
-    if peer.tenant != rules.tenant or not known:
+    if peer.tenant != rules.tenant or not known or peer.host in rules.denied:
         raise _not_authorised()
+
+
+def check_validity(peer: Peer, rules: Rules, now: float) -> float:
+    """How many seconds ago the certificate ran out, 0 before; SessionEnded if it is not accepted.
+
+    TLS itself leaves the certificate's time to us where there is a grace.
+    """
+    late = max(0.0, now - peer.valid_to)
+    if now < peer.valid_from or late > rules.grace_seconds:
+        raise SessionEnded(
+            CloseCode.NOT_AUTHORISED,
+            "The certificate is not valid at this time.",
+            hint="Renew it; compare the clocks of the host and of this machine.",
+        )
+    return late
+
+
+def may_write(peer: Peer, group: str | None, rules: Rules) -> bool:
+    """Whether a session that is under way may go on. `group` None: it has not said HELLO yet."""
+    try:
+        authorise_peer(peer, rules)
+    except SessionEnded:
+        return False
+    allowed = None if rules.hosts is None else rules.hosts[peer.host]
+    return group is None or allowed is None or bool(allowed & {group, "*"})
 
 
 def admit(hello: Hello, peer: Peer, rules: Rules) -> Admitted:
@@ -74,8 +104,7 @@ def admit(hello: Hello, peer: Peer, rules: Rules) -> Admitted:
         identity = Identity(hello.tenant, hello.group, hello.host)
     except BadName as error:
         raise SessionEnded(CloseCode.PROTOCOL, error.message, hint=error.hint) from None
-    allowed = None if rules.hosts is None else rules.hosts[peer.host]
-    if allowed is not None and not allowed & {identity.group, "*"}:
+    if not may_write(peer, identity.group, rules):
         raise _not_authorised()
     generation = _generation(hello.generation)
     seconds = min(max(hello.commit_seconds, rules.commit_seconds_min), rules.commit_seconds_max)

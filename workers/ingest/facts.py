@@ -42,6 +42,7 @@ class StreamFacts:
     place: int = 0
     received: int = 0
     stored: int = 0
+    stored_time_ns: int = 0
     commit_seconds: float | None = None
     commit_age_seconds: float | None = None
     last_salts: tuple[bytes, ...] = ()
@@ -52,6 +53,23 @@ class StreamFacts:
         due = max(self.claims_paid_until, now - seconds * at_once_max)
         self.claims_paid_until = due + seconds
         return max(0.0, due - now)
+
+    def report(self, now: Moment) -> dict[str, object]:
+        """What the manager computes the recovery point from. `source_time_ns`: the newest write
+        that is stored; `safe_at_ns`: everything before it is, by this machine's clock.
+        """
+        return {
+            "vpg": self.identity.group,
+            "host": self.identity.host,
+            "connected": self.connected,
+            "generation": self.generation.hex() if any(self.generation) else None,
+            "epoch": self.epoch,
+            "received_seq": self.received,
+            "stored_seq": self.stored,
+            "source_time_ns": self.stored_time_ns or None,
+            "safe_at_ns": None if self.rpo.safe is None else self.rpo.safe.wall_ns,
+            "state": self.state_word(now.monotonic),
+        }
 
     def closed(self, code: str) -> None:
         """Count how a session ended."""

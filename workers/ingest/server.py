@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from host_agent.wire.names import Identity
 from workers.ingest.config import LimitsConfig
 from workers.ingest.connection import Connection
-from workers.ingest.decide import Peer, authorise_peer
+from workers.ingest.decide import Peer, Rules, authorise_peer, check_validity, may_write
 from workers.ingest.errors import CloseCode, SessionEnded
 from workers.ingest.facts import StreamFacts
 from workers.ingest.session import Session
@@ -38,6 +38,7 @@ class ServerCounters:
     refused_full: int = 0
     refused_handshake: int = 0
     refused_peer: int = 0
+    put_out: int = 0
     defects: int = 0
 
 
@@ -133,15 +134,38 @@ class Server:
                 self._tools.log.warning("accept_failed", error=error.strerror)
                 await asyncio.sleep(0.1)
                 continue
-            full = len(self._serving) >= self._limits.connections_max
-            if full or self._handshakes >= self._limits.handshakes_max:
-                self.counters.refused_full += 1
-                connected.close()
-                continue
-            self._handshakes += 1  # at once: many may be accepted before any task runs
-            task = asyncio.create_task(self._serve(connected, f"{address[0]}:{address[1]}"))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            self.take(connected, f"{address[0]}:{address[1]}")
+
+    def take(self, connected: socket.socket, address: str) -> None:
+        """Serve a connection of which nothing was read yet, if there is room for one more."""
+        full = len(self._serving) >= self._limits.connections_max
+        if full or self._handshakes >= self._limits.handshakes_max:
+            self.counters.refused_full += 1
+            connected.close()
+            return
+        self._handshakes += 1  # at once: many may be taken before any task runs
+        task = asyncio.create_task(self._serve(connected, address))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def change(self, rules: Rules, limits: LimitsConfig) -> None:
+        """Other rules hold from now on: whom they no longer let in is put out at once."""
+        self._tools.rules, self._limits = rules, limits
+        for session in list(self.sessions):
+            identity = session.identity
+            if not may_write(session.peer, identity.group if identity else None, rules):
+                self.counters.put_out += 1
+                session.put_out()
+
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Another certificate for the connections to come."""
+        self._context = context
+
+    @property
+    def sessions_late(self) -> int:
+        """Sessions whose certificate has run out: accepted within the grace."""
+        now = self._tools.clock.wall_ns() / 1e9
+        return sum(session.peer.valid_to < now for session in self.sessions)
 
     async def _serve(self, connected: socket.socket, address: str) -> None:
         session: list[Session] = []
@@ -196,11 +220,16 @@ class Server:
         try:
             peer: Peer = peer_of(transport.get_extra_info("ssl_object"), address)
             authorise_peer(peer, self._tools.rules)
+            late = check_validity(peer, self._tools.rules, self._tools.clock.wall_ns() / 1e9)
         except SessionEnded as refused:
             self.counters.refused_peer += 1
             self._tools.log.warning("peer_refused", address=address, reason=refused.message)
             return None
         self.counters.accepted += 1
+        if late:
+            self._tools.log.warning(
+                "certificate_late", host=peer.host, address=address, seconds=late
+            )
         return Session(peer, connection, self._tools, self.streams)
 
     async def _live(self, session: Session) -> None:

@@ -29,6 +29,7 @@ from host_agent.wire.message import (
     Welcome,
     pack,
 )
+from host_agent.wire.names import Identity
 from host_agent.wire.record import State
 from host_agent.wire.segment import SegmentInfo
 from workers.ingest.batch import ReceivedFrame
@@ -93,6 +94,11 @@ class Session:
         """Who is there."""
         return self._peer
 
+    @property
+    def identity(self) -> Identity | None:
+        """Which stream, once HELLO was admitted."""
+        return self._admitted.identity if self._admitted else None
+
     # --- life
 
     async def run(self) -> None:
@@ -126,6 +132,17 @@ class Session:
             self._hello.set_exception(reason)
             self._hello.exception()  # whether or not anybody waits for it
         self._ended.set()
+
+    def put_out(self) -> None:
+        """The rules changed, and its host or its group is not allowed any more.
+
+        Nothing that waits is committed: a host that was shut out may not add to the journal.
+        """
+        self.end(
+            SessionEnded(CloseCode.NOT_AUTHORISED, "This certificate does not allow this stream.")
+        )
+        if self._writing is not None:
+            self._writing.committer.drop()
 
     def _say_goodbye(self) -> None:
         if self._writing is not None:
@@ -345,6 +362,7 @@ def _enter(facts: StreamFacts, admitted: Admitted, end: SegmentInfo, stored: int
     facts.counters.sessions += 1
     facts.generation, facts.epoch, facts.place = admitted.generation, end.epoch, end.place
     facts.received = facts.stored = stored
+    facts.stored_time_ns = end.time_newest if stored else 0
     facts.commit_seconds = admitted.commit_seconds
     facts.rpo.began(stored)
 

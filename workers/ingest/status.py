@@ -27,6 +27,8 @@ def status_of(server: Server, budget: Budget, now: Moment) -> dict[str, object]:
         "refused_full": counters.refused_full,
         "refused_handshake": counters.refused_handshake,
         "refused_peer": counters.refused_peer,
+        "put_out": counters.put_out,
+        "sessions_with_late_certificate": server.sessions_late,
         "defects": counters.defects,
         "memory_held_bytes": budget.held,
         "memory_held_bytes_max": budget.held_max,

@@ -32,9 +32,9 @@ class Timing:
     claim_seconds: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tools:
-    """What all sessions of a process share."""
+    """What all sessions of a process share. `rules` alone is ever changed."""
 
     rules: Rules
     timing: Timing
