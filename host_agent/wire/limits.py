@@ -85,6 +85,7 @@ CONTROL_DETAILS_MAX = 64
 
 #: Most doors in an assignment or a ticket: a host tries them in order.
 DOORS_MAX = 64
+
 #: Hosts of one tenant in a data node's record: 10,000 of them are half a message.
 SERVED_HOSTS_MAX = 10_000
 

@@ -29,11 +29,14 @@ def _show(value: object) -> str:
 
 
 class Log:
-    """Writes lines to a stream; `wall_ns` stamps them."""
+    """Writes lines to a stream; `wall_ns` stamps them, `always` is in each."""
 
-    def __init__(self, wall_ns: Callable[[], int], stream: TextIO | None = None) -> None:
+    def __init__(
+        self, wall_ns: Callable[[], int], stream: TextIO | None = None, **always: object
+    ) -> None:
         self._wall_ns = wall_ns
         self._stream = stream or sys.stderr
+        self._always = always
 
     def info(self, event: str, **fields: object) -> None:
         """Something that happens in ordinary work."""
@@ -47,5 +50,5 @@ class Log:
         stamp = datetime.fromtimestamp(self._wall_ns() / 1e9, UTC)
         time = stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         words = [f"time={time}", f"level={level}", f"event={event}"]
-        words += [f"{key}={_show(value)}" for key, value in fields.items()]
+        words += [f"{key}={_show(value)}" for key, value in (self._always | fields).items()]
         print(" ".join(words), file=self._stream, flush=True)

@@ -8,7 +8,9 @@ boto3's default ones. Retrying is the wrapper's work, so every call here is one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -16,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
+import botocore
 import botocore.config
 import botocore.exceptions
 import urllib3.exceptions
@@ -44,6 +47,9 @@ from workers.storage.port import (
 #: As many requests as a probe runs at once; more would only wait in the pool.
 _CONNECTIONS_MAX = 16
 _CONNECT_SECONDS_MAX = 5
+_REGION = "us-east-1"
+#: A session makes one client at a time.
+_MAKING = threading.Lock()
 #: Between two pieces of an answer. A large object on a slow line still trickles.
 _READ_SECONDS_MAX = 20
 
@@ -339,12 +345,30 @@ def _make_client(place: S3Place, credentials: S3Credentials | None) -> Any:
         signature_version="s3v4",
         tcp_keepalive=True,
     )
-    session = boto3.session.Session(
-        aws_access_key_id=credentials.access_key_id if credentials else None,
-        aws_secret_access_key=credentials.secret_access_key if credentials else None,
-        aws_session_token=credentials.session_token if credentials else None,
-        region_name=place.region or "us-east-1",
-    )
-    return session.client(
-        "s3", endpoint_url=place.endpoint, config=config, verify=place.ca_file or None
-    )
+    # With credentials of its own a client takes nothing else from a session; without any, a
+    # session looks for them once and keeps them, so each such client has its own.
+    with _MAKING:
+        session = _session() if credentials else boto3.session.Session()
+        return session.client(
+            "s3",
+            region_name=place.region or _REGION,
+            endpoint_url=place.endpoint,
+            config=config,
+            verify=place.ca_file or None,
+            aws_access_key_id=credentials.access_key_id if credentials else None,
+            aws_secret_access_key=credentials.secret_access_key if credentials else None,
+            aws_session_token=credentials.session_token if credentials else None,
+        )
+
+
+@functools.cache
+def _session() -> Any:
+    """One for all clients: what it reads of the service from files it keeps."""
+    return boto3.session.Session()
+
+
+def warm() -> None:
+    """Read what every client needs, once, before a process is forked. Holds no credentials."""
+    unsigned = botocore.config.Config(signature_version=botocore.UNSIGNED)
+    with _MAKING:
+        _session().client("s3", region_name=_REGION, config=unsigned)

@@ -1,0 +1,92 @@
+"""The parent of a data node's processes: imports, and nothing that belongs to anybody.
+
+A tenant's process has to be there within milliseconds and cost little memory of its own. So it is
+forked from here, where everything is imported and warmed. What is here is in every child: so there
+is never a secret, a TLS context, an event loop, a thread or a connection. A child gets its tenant's
+record over a socket pair after the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from workers.storage.s3 import warm
+from workers.supervisor.channel import ChannelClosed, receive
+from workers.supervisor.child import SERVICES, run_child
+from workers.supervisor.router import run_router
+
+#: The process that has the listener; every other kind is a tenant's service.
+ROUTER = "router"
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+
+
+def main() -> int:
+    """Fork what is asked for on the descriptor that the first argument names, until it closes."""
+    end = socket.socket(fileno=int(sys.argv[1]))
+    # A Ctrl-C is for the supervisor, which ends everything in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in SERVICES.values():
+        importlib.import_module(name)
+    warm()
+    check_single_threaded()
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(ChannelClosed):
+        while True:
+            message, descriptors = receive(end)
+            _fork(end, message["kind"], descriptors)
+    return 0
+
+
+def check_single_threaded() -> None:
+    """RuntimeError if there is a thread: a fork would copy its locks and not the thread."""
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads != 1:
+        raise RuntimeError(f"The parent of all children has {threads} threads.")
+
+
+def _fork(end: socket.socket, kind: str, descriptors: list[int]) -> None:
+    """A grandchild: it belongs to the supervisor, which reaps it, also after we are gone."""
+    between = os.fork()
+    if between:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        os.waitpid(between, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    status = 1
+    try:
+        end.close()
+        set_name(f"hf-{kind}")
+        life = run_router if kind == ROUTER else run_child
+        status = life(socket.socket(fileno=descriptors[0]))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def set_name(name: str) -> None:
+    """What lists of processes show."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def become_subreaper() -> None:
+    """Orphans below us are ours to reap, whoever forked them; OSError."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
