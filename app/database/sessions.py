@@ -15,7 +15,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from app.database.roles import APP, PROVIDER, TENANT_SETTING
+from app.database.roles import APP, PROVIDER, SYSTEM, TENANT_SETTING
 from app.kit.problems import Problem
 
 _POOL_SIZE = 8
@@ -48,17 +48,30 @@ class ProviderSession:
         await self.orm.commit()
 
 
+@dataclass(frozen=True)
+class SystemSession:
+    """One transaction as `holdfast_system`: ids, states and times of work, whoever's it is."""
+
+    orm: AsyncSession
+
+    async def commit(self) -> None:
+        """As TenantSession's."""
+        await self.orm.commit()
+
+
 class Database:
     """An engine a role. Closed by `close`."""
 
     def __init__(self, url: URL) -> None:
         self._app = _engine(url, APP)
         self._provider = _engine(url, PROVIDER)
+        self._system = _engine(url, SYSTEM)
 
     async def close(self) -> None:
         """Give all connections back."""
         await self._app.dispose()
         await self._provider.dispose()
+        await self._system.dispose()
 
     @asynccontextmanager
     async def tenant(self, tenant_id: UUID) -> AsyncIterator[TenantSession]:
@@ -75,6 +88,12 @@ class Database:
         """A transaction of the provider's staff; undone unless it was committed."""
         async with _session(self._provider) as orm:
             yield ProviderSession(orm)
+
+    @asynccontextmanager
+    async def system(self) -> AsyncIterator[SystemSession]:
+        """A transaction over work of every tenant; undone unless it was committed."""
+        async with _session(self._system) as orm:
+            yield SystemSession(orm)
 
 
 @asynccontextmanager

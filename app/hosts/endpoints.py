@@ -39,6 +39,7 @@ def _show_host(host: Host) -> HostOutput:
     return HostOutput(
         id=show(Kind.HOST, host.id),
         name=host.name,
+        site_id=show(Kind.SITE, host.site_id) if host.site_id else None,
         state=host.state,
         agent_version=host.agent_version,
         created_at=host.created_at,
@@ -51,6 +52,7 @@ def _show_token(row: JoinToken) -> JoinTokenOutput:
     return JoinTokenOutput(
         id=show(Kind.JOIN_TOKEN, row.id),
         name=row.name,
+        site_id=show(Kind.SITE, row.site_id) if row.site_id else None,
         created_at=row.created_at,
         expires_at=row.expires_at,
         used_at=row.used_at,

@@ -22,6 +22,7 @@ class JoinTokenInput(Input):
     )
 
     name: Name = Field(description="The host's name, for people.")
+    site_id: str | None = Field(default=None, description="Where the host is.")
     lifetime_seconds: int = Field(default=JOIN_SECONDS_MAX, ge=10, le=JOIN_SECONDS_MAX)
 
 
@@ -30,6 +31,7 @@ class JoinTokenOutput(Output):
 
     id: str
     name: str
+    site_id: str | None
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None
@@ -79,6 +81,7 @@ class HostOutput(Output):
 
     id: str
     name: str
+    site_id: str | None
     state: str
     agent_version: str
     created_at: datetime

@@ -20,6 +20,7 @@ from app.kit.problems import Problem, not_found
 from app.models import Host, JoinToken
 from app.models.base import Resource, key_of
 from app.models.hosts import HostState
+from app.sites.service import get_site
 from host_agent.wire.names import agent_san
 
 R = TypeVar("R", bound=Resource)
@@ -47,7 +48,8 @@ async def _get(unit: TenantUnit, model: type[R], kind: Kind, text: str) -> R:
 
 
 async def create_join_token(unit: TenantUnit, wanted: JoinTokenInput) -> tuple[JoinToken, Token]:
-    """A right to join, and its token."""
+    """A right to join, and its token; Problem `not_found` for a site that is not the tenant's."""
+    site = None if wanted.site_id is None else await get_site(unit, wanted.site_id)
     token = make_token(unit.session.tenant_id, new_uuid(unit.now))
     row = JoinToken(
         tenant_id=unit.session.tenant_id,
@@ -55,6 +57,7 @@ async def create_join_token(unit: TenantUnit, wanted: JoinTokenInput) -> tuple[J
         created_at=unit.now,
         version=1,
         name=wanted.name,
+        site_id=site and site.id,
         fingerprint=token.fingerprint(unit.tools.sealer),
         expires_at=unit.now + timedelta(seconds=wanted.lifetime_seconds),
         used_at=None,
@@ -88,6 +91,7 @@ async def enrol_host(unit: TenantUnit, wanted: EnrolmentInput) -> CertificateOut
         created_at=unit.now,
         version=1,
         name=token.name,
+        site_id=token.site_id,
         state=HostState.ACTIVE,
         agent_version=wanted.agent_version,
         joined_by=token.id,

@@ -3,6 +3,7 @@
 from app.models.alerts import Alert
 from app.models.base import Base, Resource, TenantOwned
 from app.models.checkpoints import Checkpoint, CheckpointPack
+from app.models.dsm import ApplianceHealth, Command, HostStatus, Lease, ManagerAssignment
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
@@ -16,18 +17,23 @@ from app.models.vpgs import HostAssignment, Vpg, VpgDisk, VpgPlan, VpgStatus
 __all__ = [
     "Alert",
     "ApiKey",
+    "ApplianceHealth",
     "AuditEntry",
     "Base",
     "Checkpoint",
     "CheckpointPack",
+    "Command",
     "Disk",
     "Event",
     "Host",
     "HostAssignment",
     "HostInventory",
+    "HostStatus",
     "IdempotencyRecord",
     "JoinToken",
+    "Lease",
     "Machine",
+    "ManagerAssignment",
     "Operation",
     "ProviderKey",
     "Resource",

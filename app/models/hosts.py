@@ -35,6 +35,7 @@ class JoinToken(Resource, Base):
     __tablename__ = "join_tokens"
 
     name: Mapped[str] = mapped_column(doc="The host's name.")
+    site_id: Mapped[UUID | None] = mapped_column(doc="Where the host will be.")
     fingerprint: Mapped[bytes]
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
@@ -48,6 +49,7 @@ class Host(Resource, Base):
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
 
     name: Mapped[str]
+    site_id: Mapped[UUID | None] = mapped_column(doc="Where it is: the site's manager commands it.")
     state: Mapped[str]
     agent_version: Mapped[str]
     joined_by: Mapped[UUID] = mapped_column(doc="The join token.")

@@ -58,9 +58,12 @@ async def replace_site(unit: TenantUnit, site: Site, wanted: SiteInput) -> Site:
 
 
 async def delete_site(unit: TenantUnit, site: Site) -> None:
-    """Remove a site."""
+    """Remove a site; Problem `in_use`."""
     await unit.session.orm.delete(site)
-    await unit.session.orm.flush()
+    try:
+        await unit.session.orm.flush()
+    except IntegrityError:
+        raise Problem("in_use", f"Hosts or groups are at {site.name}.") from None
     unit.note("sites.deleted", show(Kind.SITE, site.id), name=site.name)
 
 
