@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.events.endpoints import router as events
+from app.events.hub import EventHub
 from app.hosts.endpoints import joining, renewing
 from app.hosts.endpoints import router as hosts
 from app.hosts.schemas import RootOutput
@@ -55,6 +56,7 @@ def make_app(tools: Tools) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.tools = tools
+    app.state.hub = EventHub(tools.database)
     app.add_middleware(BodyLimit)
     handle_errors(app)
     check_routers(_ROUTERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from pydantic import Field
@@ -12,6 +13,7 @@ from pydantic import Field
 from app.api import make_app
 from app.certificates.authority import Authority, load_authority
 from app.database.sessions import Database
+from app.events.hub import EventHub
 from app.http.unit import Tools
 from app.kit.clock import SystemClock
 from app.kit.sealing import Sealer
@@ -50,10 +52,23 @@ def run_api(settings: ApiSettings) -> int:
     return 0
 
 
+class _Server(uvicorn.Server):
+    """Ends event streams at once when it is told to stop; their readers go on elsewhere."""
+
+    def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hub.close()
+        super().handle_exit(sig, frame)
+
+
 async def _serve(settings: ApiSettings, tools: Tools) -> None:
     host, port = host_and_port(settings.api_listen)
+    app = make_app(tools)
     config = uvicorn.Config(
-        make_app(tools),
+        app,
         host=host,
         port=port,
         ssl_certfile=str(settings.api_certificate_file),
@@ -73,6 +88,6 @@ async def _serve(settings: ApiSettings, tools: Tools) -> None:
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        await uvicorn.Server(config).serve()
+        await _Server(config, app.state.hub).serve()
     finally:
         await tools.database.close()

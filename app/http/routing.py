@@ -112,6 +112,22 @@ class TenantRoute(APIRoute):
         return handle
 
 
+async def may_still(request: Request, tools: Tools, privilege: Privilege) -> bool:
+    """Whether who opened a long answer of a tenant's route may still have it."""
+    route: TenantRoute = request.scope["route"]
+    try:
+        credential = await route.credential(request)
+        assert credential.tenant_id is not None
+        async with tools.database.tenant(credential.tenant_id) as session:
+            principal = await route.authenticate(Entry(session, tools, credential, request))
+            principal.require(privilege)
+            # Undone, not committed: reading on is no sign that somebody is there.
+    except Problem as problem:
+        # A database that is away takes nothing from anybody.
+        return problem.code == "database_unavailable"
+    return True
+
+
 async def _answer(request: Request, unit: TenantUnit, original: _Handler) -> Response:
     key = idempotency.key_of(request)
     if key is not None:

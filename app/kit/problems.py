@@ -57,6 +57,7 @@ CATALOGUE = _catalogue(
     ProblemKind("idempotency_key_reused", 422, "The key came with another request before."),
     ProblemKind("etag_required", 428, "The request must say which version it changes."),
     ProblemKind("request_refused", 422, "The certificate request is not acceptable."),
+    ProblemKind("too_many_streams", 429, "Too many event streams are open.", retryable=True),
     ProblemKind("internal", 500, "Something failed on our side.", retryable=True),
     ProblemKind("database_unavailable", 503, "The database does not answer.", retryable=True),
 )

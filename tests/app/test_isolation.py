@@ -73,11 +73,14 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v1/operations/{operation_id}": None,
     "POST /v1/operations/{operation_id}:cancel": None,
     "GET /v1/events": None,
+    "GET /v1/events:stream": None,
     "GET /v1/audit": None,
     "GET /v1/audit:verify": None,
     "GET /v1/provider/tenants": None,
     "POST /v1/provider/tenants": {"name": "made"},
 }
+#: Routes that need one to come to an end.
+QUERIES = {"GET /v1/events:stream": {"after": 0, "seconds": 1}}
 
 
 def routes_of(service: Service) -> list[tuple[str, str]]:
@@ -135,7 +138,8 @@ async def ask(caller: Caller, route: tuple[str, str], ids: dict[str, str]) -> Re
     """Call a route with these identifiers in its path."""
     method, path = route
     body = BODIES[f"{method} {path}"]
-    options = {} if body is None else {"json": body}
+    options: dict[str, Any] = {} if body is None else {"json": body}
+    options["params"] = QUERIES.get(f"{method} {path}")
     return await caller.call(method, path.format(**ids), headers={"if-match": "*"}, **options)
 
 
@@ -241,7 +245,8 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     administrator = await service.make_tenant()
     ids = await _fill(service, administrator, "own")
     viewer = await service.make_caller(administrator, "viewer")
-    allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}", "GET /v1/events"}
+    allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}"}
+    allowed |= {"GET /v1/events", "GET /v1/events:stream"}
     allowed |= {"GET /v1/self", "POST /v1/self:log-out"}
     allowed |= {"GET /v1/operations", "GET /v1/operations/{operation_id}"}
     allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
