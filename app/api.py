@@ -17,6 +17,7 @@ from app.http.routing import check_routers
 from app.http.schemas import ProblemDocument
 from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
+from app.keys.endpoints import router as keys
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.operations.endpoints import router as operations
 from app.sites.endpoints import router as sites
@@ -39,6 +40,7 @@ _ROUTERS = (
     logging_in,
     api_keys,
     events,
+    keys,
     provider_tenants,
 )
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+from alembic import op
+
+from app.database.roles import protect_tenant_table
+
 revision = "20261122_2230"
 down_revision = "20261122_2220"
 
+_INSTANT = sa.TIMESTAMP(timezone=True)
+
 
 def upgrade() -> None:
-    """Filled by the change that needs it."""
+    op.create_table(
+        "group_keys",
+        sa.Column("tenant_id", sa.Uuid, sa.ForeignKey("tenants.id"), nullable=False),
+        # It outlives its group: what was made of a key stays known.
+        sa.Column("vpg_id", sa.Uuid, nullable=False),
+        sa.Column("wrapped", sa.Text),
+        sa.Column("created_at", _INSTANT, nullable=False),
+        sa.Column("destroyed_at", _INSTANT),
+        sa.PrimaryKeyConstraint("tenant_id", "vpg_id"),
+        sa.CheckConstraint("(wrapped IS NULL) = (destroyed_at IS NOT NULL)", name="state"),
+    )
+    for statement in protect_tenant_table("group_keys", verbs="SELECT, INSERT, UPDATE"):
+        op.execute(statement)
 
 
 def downgrade() -> None:
-    """Undo it."""
+    op.drop_table("group_keys")

@@ -80,11 +80,16 @@ def make_root(now: datetime) -> Authority:
     return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
+def tenant_authority_name(tenant: str) -> str:
+    """The common name of a tenant's intermediate: the root signs it for no other."""
+    return f"Holdfast tenant {tenant}"
+
+
 def make_intermediate(root: Authority, tenant: str, now: datetime) -> Authority:
     """A tenant's intermediate, for clients only; it signs no further authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = timedelta(days=365 * INTERMEDIATE_YEARS)
-    subject = _name(f"Holdfast tenant {tenant}")
+    subject = _name(tenant_authority_name(tenant))
     builder = _builder(subject, root.certificate.subject, key.public_key(), now, lifetime)
     builder = _as_authority(builder, path_length=0)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])

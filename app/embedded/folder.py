@@ -46,6 +46,11 @@ class Folder:
         return self.path / "postgres"
 
     @property
+    def keys_socket(self) -> Path:
+        """Where the key service answers."""
+        return self.path / "keys.sock"
+
+    @property
     def root_file(self) -> Path:
         """The root's certificate: what clients believe the API by."""
         return self.path / "root.crt"

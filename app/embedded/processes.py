@@ -12,6 +12,7 @@ from sqlalchemy import URL
 
 from app.embedded.folder import Folder
 from app.embedded.supervisor import Program
+from app.keys.client import SocketKeys
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Installation:
 
 def programs_of(installation: Installation) -> list[Program]:
     """In the order of their start; they end in the reverse order."""
-    return [_api(installation)]
+    return [_keys(installation), _api(installation)]
 
 
 def _shared(installation: Installation) -> dict[str, str]:
@@ -46,9 +47,21 @@ def _api(installation: Installation) -> Program:
         "HOLDFAST_API_LISTEN": address,
         "HOLDFAST_API_CERTIFICATE_FILE": str(installation.certificate),
         "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.path / "root.key"),
+        "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
     }
     environment = _shared(installation) | told
     return _program("api", environment, listens_on(installation.host, installation.port))
+
+
+def _keys(installation: Installation) -> Program:
+    """It is told of no database and of no secret but its own."""
+    folder = installation.folder
+    told = {
+        "HOLDFAST_KEYS_DIRECTORY": str(folder.path / "keys"),
+        "HOLDFAST_KEYS_SOCKET": str(folder.keys_socket),
+        "HOLDFAST_ROOT_CERTIFICATE_FILE": str(folder.root_file),
+    }
+    return _program("keys", told, SocketKeys(folder.keys_socket).is_up)
 
 
 def _program(

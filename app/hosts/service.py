@@ -7,10 +7,12 @@ from typing import TypeVar
 from uuid import UUID
 
 from cryptography import x509
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from app.certificates.authority import HOST_LIFETIME, PublicKey, key_of_request, pem_of, sign_host
 from app.certificates.service import load_tenant_authority
+from app.database.sessions import TenantSession
 from app.hosts.enrolment import key_fingerprint
 from app.hosts.schemas import CertificateOutput, EnrolmentInput, JoinTokenInput, RenewalInput
 from app.http.unit import TenantUnit
@@ -121,6 +123,14 @@ async def renew_host(unit: TenantUnit, wanted: RenewalInput) -> CertificateOutpu
     host.version += 1
     unit.note("hosts.renewed", show(Kind.HOST, host.id), name=host.name)
     return await _certify(unit, host, key)
+
+
+async def revoked_hosts(session: TenantSession) -> frozenset[str]:
+    """The ids of all hosts that were shut out, as users see them."""
+    found = await session.orm.scalars(
+        select(Host.id).where(Host.tenant_id == session.tenant_id, Host.state == HostState.REVOKED)
+    )
+    return frozenset(show(Kind.HOST, host_id) for host_id in found)
 
 
 async def revoke_host(unit: TenantUnit, host: Host) -> None:

@@ -15,6 +15,8 @@ from app.certificates.authority import Authority, load_authority
 from app.database.sessions import Database
 from app.events.hub import EventHub
 from app.http.unit import Tools
+from app.keys.client import SocketKeys
+from app.keys.port import NoKeys
 from app.kit.clock import SystemClock
 from app.kit.sealing import Sealer
 from app.kit.settings import Address, BadSettings, DatabaseSettings, host_and_port
@@ -32,6 +34,7 @@ class ApiSettings(DatabaseSettings):
     )
     root_certificate_file: Path
     root_key_file: Path = Field(description="Signs each new tenant's intermediate.")
+    keys_socket: Path | None = Field(default=None, description="The key service's Unix socket.")
 
     def root(self) -> Authority:
         """The deployment's root; BadSettings."""
@@ -46,7 +49,11 @@ class ApiSettings(DatabaseSettings):
 def run_api(settings: ApiSettings) -> int:
     """Serve until a signal. Returns the exit code; BadSettings."""
     tools = Tools(
-        Database(settings.database), Sealer(settings.secret), SystemClock(), settings.root()
+        Database(settings.database),
+        Sealer(settings.secret),
+        SystemClock(),
+        settings.root(),
+        NoKeys() if settings.keys_socket is None else SocketKeys(settings.keys_socket),
     )
     asyncio.run(_serve(settings, tools))
     return 0

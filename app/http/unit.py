@@ -12,6 +12,7 @@ from app.certificates.authority import Authority
 from app.database.sessions import Database, ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
 from app.identity.principals import Principal
+from app.keys.port import KeyService, NoKeys
 from app.kit.clock import Clock
 from app.kit.sealing import Sealer
 
@@ -24,6 +25,7 @@ class Tools:
     sealer: Sealer
     clock: Clock
     root: Authority
+    keys: KeyService = field(default_factory=NoKeys)
 
 
 @dataclass

@@ -33,6 +33,7 @@ class Privilege(StrEnum):
     ALERTS_WRITE = "alerts.write"
     EVENTS_READ = "events.read"
     AUDIT_READ = "audit.read"
+    KEYS_EXPORT = "keys.export"
     HOST_JOIN = "host.join"
     HOST_RENEW = "host.renew"
     SELF = "self"

@@ -33,6 +33,7 @@ CATALOGUE = _catalogue(
     ProblemKind("cursor_invalid", 400, "The cursor is not one that this list gave out."),
     ProblemKind("not_authenticated", 401, "No valid credential came with the request."),
     ProblemKind("privilege_missing", 403, "The credential does not have the privilege."),
+    ProblemKind("step_up_required", 403, "The act needs a one-time code that was not used."),
     ProblemKind("not_found", 404, "There is no such object."),
     ProblemKind("method_not_allowed", 405, "This path does not have this method."),
     ProblemKind("name_taken", 409, "Another object has this name."),
@@ -46,7 +47,10 @@ CATALOGUE = _catalogue(
     ProblemKind("disk_protected", 409, "A disk is in another group."),
     ProblemKind("plan_required", 409, "This change is planned before it is done."),
     ProblemKind("plan_stale", 409, "What the plan was made from has changed, or its time is over."),
+    ProblemKind("key_refused", 409, "The key service refuses to open or wrap the key."),
+    ProblemKind("key_missing", 409, "The key service does not have the key."),
     ProblemKind("cursor_too_old", 410, "The events after this cursor are no longer kept."),
+    ProblemKind("not_confirmed", 409, "The act was not confirmed."),
     ProblemKind("etag_mismatch", 412, "The object has changed since it was read."),
     ProblemKind("body_too_deep", 400, "The request's JSON is nested too deeply."),
     ProblemKind("body_too_large", 413, "The request's body is too large."),
@@ -59,6 +63,7 @@ CATALOGUE = _catalogue(
     ProblemKind("request_refused", 422, "The certificate request is not acceptable."),
     ProblemKind("too_many_streams", 429, "Too many event streams are open.", retryable=True),
     ProblemKind("internal", 500, "Something failed on our side.", retryable=True),
+    ProblemKind("key_service_away", 503, "The key service does not answer.", retryable=True),
     ProblemKind("database_unavailable", 503, "The database does not answer.", retryable=True),
 )
 

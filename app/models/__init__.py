@@ -7,6 +7,7 @@ from app.models.dsm import ApplianceHealth, Command, HostStatus, Lease, ManagerA
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
+from app.models.keys import GroupKeyRecord
 from app.models.machines import Disk, HostInventory, Machine
 from app.models.operations import Operation
 from app.models.profiles import ServiceProfile
@@ -25,6 +26,7 @@ __all__ = [
     "Command",
     "Disk",
     "Event",
+    "GroupKeyRecord",
     "Host",
     "HostAssignment",
     "HostInventory",

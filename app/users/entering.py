@@ -40,6 +40,13 @@ def seal_code(sealer: Sealer, user_id: str, secret: str) -> bytes:
     return sealer.seal(secret.encode(), _CODE_CONTEXT, user_id)
 
 
+def used_step(sealer: Sealer, user: User, code: str, now: datetime) -> int | None:
+    """The step whose code this is, if it is one of the user's that was not used; or None."""
+    assert user.totp_secret is not None
+    secret = sealer.open(user.totp_secret, _CODE_CONTEXT, show(Kind.USER, user.id)).decode()
+    return step_of_code(secret, code, now, user.totp_step)
+
+
 async def authenticate_invitation(
     session: TenantSession, token: Token, sealer: Sealer, now: datetime
 ) -> Principal:
@@ -76,9 +83,7 @@ async def authenticate_login(
     user = found.one_or_none()
     if user is None or not _may_try(user, now) or not await _is_active(session):
         raise refused()
-    assert user.totp_secret is not None
-    secret = sealer.open(user.totp_secret, _CODE_CONTEXT, show(Kind.USER, user.id)).decode()
-    step = step_of_code(secret, wanted.code, now, user.totp_step)
+    step = used_step(sealer, user, wanted.code, now)
     if step is None:
         raise refused()
     user.totp_step, user.failures, user.locked_until = step, 0, None

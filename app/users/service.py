@@ -16,7 +16,7 @@ from app.kit.problems import Problem, not_found
 from app.models import User, UserSession
 from app.models.base import key_of
 from app.models.identity import UserState
-from app.users.entering import SESSION_MAX, seal_code
+from app.users.entering import SESSION_MAX, seal_code, used_step
 from app.users.passwords import hash_password, make_code_secret
 from app.users.schemas import AcceptInput, UserInput
 
@@ -127,6 +127,22 @@ async def begin_session(unit: TenantUnit) -> tuple[Token, datetime]:
     unit.note("users.logged_in", unit.principal.actor)
     unit.shows_secret = unit.principal.actor
     return token, unit.now + SESSION_MAX
+
+
+async def step_up(unit: TenantUnit, code: str | None) -> None:
+    """Of a person in a session: a one-time code that was not used; Problem `step_up_required`.
+
+    Other callers have nothing to step up to: their credential is all that they are.
+    """
+    if unit.principal.session_id is None:
+        return
+    user = await unit.session.orm.get_one(
+        User, key_of(unit.session.tenant_id, unit.principal.id), with_for_update=True
+    )
+    step = used_step(unit.tools.sealer, user, code or "", unit.now)
+    if step is None:
+        raise Problem("step_up_required", hint="Send the newest code of your authenticator.")
+    user.totp_step = step
 
 
 async def end_session(unit: TenantUnit) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +19,7 @@ from app.certificates.authority import make_root
 from app.database.sessions import Database
 from app.http.unit import Tools
 from app.identity.tokens import make_token
+from app.keys.local import LocalKeys
 from app.kit.clock import Clock, SystemClock
 from app.kit.ids import new_uuid
 from app.kit.sealing import Sealer
@@ -86,7 +89,10 @@ class Service:
 async def running_service(url: URL, clock: Clock | None = None) -> AsyncIterator[Service]:
     """The application over this database, with a key of the provider's."""
     clock = clock or SystemClock()
-    tools = Tools(Database(url), Sealer(SECRET), clock, make_root(clock.now()))
+    root = make_root(clock.now())
+    folder = tempfile.TemporaryDirectory(prefix="keys-")
+    keys = LocalKeys(Path(folder.name), root.certificate, clock)
+    tools = Tools(Database(url), Sealer(SECRET), clock, root, keys)
     token = make_token(None, new_uuid(tools.clock.now()))
     async with tools.database.provider() as session:
         await session.orm.execute(
@@ -105,3 +111,5 @@ async def running_service(url: URL, clock: Clock | None = None) -> AsyncIterator
             yield Service(app, http, tools, url, Caller(http, token.text))
     finally:
         await tools.database.close()
+        keys.close()
+        folder.cleanup()

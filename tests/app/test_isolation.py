@@ -76,6 +76,11 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v1/events:stream": None,
     "GET /v1/audit": None,
     "GET /v1/audit:verify": None,
+    "POST /v1/recovery-key:export": {
+        "tenant_name": "own tenant",
+        "reason": "a test",
+        "public_key": "CSotfFhqMTZCjFNN0pbfQWkbYQ8VmiMd5bdZ9oUxrVg=",
+    },
     "GET /v1/provider/tenants": None,
     "POST /v1/provider/tenants": {"name": "made"},
 }
@@ -123,7 +128,7 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
 
 async def make_world(service: Service) -> World:
     """The fixture of the matrix."""
-    own, other = await service.make_tenant(), await service.make_tenant(CANARY)
+    own, other = await service.make_tenant("own tenant"), await service.make_tenant(CANARY)
     return World(
         service, own, other, await _fill(service, own, "own"), await _fill(service, other, CANARY)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +14,30 @@ from workers.cli.keyfiles import read_tenant_key, write_new
 from workers.cli.options import OutputOptions, command
 from workers.cli.output import print_json
 
-keys_app = typer.Typer(
-    help="Make key files. Whoever loses a tenant's key loses its journals.", no_args_is_help=True
-)
+keys_app = typer.Typer()
+
+
+@keys_app.callback(invoke_without_command=True)
+def serve_keys(
+    context: typer.Context,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the tenants' keys lie: HOLDFAST_KEYS_DIRECTORY.")
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="The Unix socket to answer on: HOLDFAST_KEYS_SOCKET.")
+    ] = None,
+) -> None:
+    """Run the key service, or make key files. Whoever loses a tenant's key loses its journals."""
+    if context.invoked_subcommand is not None:
+        return
+    # Making key files must not wait for what only the service uses.
+    from app.keys.process import KeysSettings, run_keys
+    from app.kit.settings import PREFIX, read_settings
+
+    for name, value in (("KEYS_DIRECTORY", directory), ("KEYS_SOCKET", socket)):
+        if value is not None:
+            os.environ[PREFIX + name] = str(value)
+    raise typer.Exit(run_keys(read_settings(KeysSettings)))
 
 
 @dataclass(kw_only=True)

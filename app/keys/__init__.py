@@ -1,0 +1,1 @@
+"""Keys: a key service that alone opens them, and everybody else with wrapped ones."""
