@@ -8,7 +8,8 @@ command. A message of an unknown type is skipped.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -253,23 +254,6 @@ class DataKey(Order, frozen=True, tag="data_key"):
     error: Failure | None = None
 
 
-class TenantRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a data node needs to serve a tenant alone; `record` null: serve it no longer."""
-
-    tenant: Name
-    version: Number
-    record: msgspec.Raw = NOTHING
-
-
-class Records(Order, frozen=True, tag="records"):
-    """Records of some tenants, for a data node. `complete`: it serves no others."""
-
-    epoch: Number
-    number: Number
-    records: list[TenantRecord]
-    complete: bool = False
-
-
 # ------------------------------------------------------------------------ what comes up
 
 
@@ -373,15 +357,8 @@ class DataKeyRequest(Fact, frozen=True, tag="data_key_request"):
     asked: msgspec.Raw
 
 
-class NodeFacts(Fact, frozen=True, tag="facts"):
-    """A data node's figures, one entry for each tenant and service that it serves."""
-
-    time_ns: Number
-    tenants: list[Details]
-
-
-FromManager = Welcome | Command | AssignmentPush | Taken | DataKey | Records
-FromHost = Hello | Heartbeat | Inventory | Answer | Progress | Event | DataKeyRequest | NodeFacts
+FromManager = Welcome | Command | AssignmentPush | Taken | DataKey
+FromHost = Hello | Heartbeat | Inventory | Answer | Progress | Event | DataKeyRequest
 
 _ENCODER = msgspec.json.Encoder()
 _FROM_MANAGER: msgspec.json.Decoder[FromManager] = msgspec.json.Decoder(FromManager)
@@ -395,7 +372,7 @@ class UnknownCommand(HoldfastError):
     code = "unknown_command"
 
 
-def encode(message: FromManager | FromHost) -> str:
+def encode(message: Fact | Order) -> str:
     """One text message; LimitExceeded if it would be too large."""
     data = _ENCODER.encode(message)
     _check_length(len(data))
@@ -421,12 +398,12 @@ def body_of(message: Command) -> Body:
 
 def decode_from_manager(data: str | bytes) -> FromManager | None:
     """A message down; None for a type of a newer version; WireError if it is malformed."""
-    return _decode_tagged(_FROM_MANAGER, data)
+    return decode_tagged(_FROM_MANAGER, _TYPES, data)
 
 
 def decode_from_host(data: str | bytes) -> FromHost | None:
     """A message up; None for a type of a newer version; WireError if it is malformed."""
-    return _decode_tagged(_FROM_HOST, data)
+    return decode_tagged(_FROM_HOST, _TYPES, data)
 
 
 def plain(text: str, length_max: int = 2048) -> str:
@@ -447,13 +424,14 @@ class _Tag(msgspec.Struct):
 
 
 _TAG: msgspec.json.Decoder[_Tag] = msgspec.json.Decoder(_Tag)
-_TYPES = {
-    str(kind.__struct_config__.tag)
-    for kind in (
-        *(Welcome, Command, AssignmentPush, Taken, DataKey, Records),
-        *(Hello, Heartbeat, Inventory, Answer, Progress, Event, DataKeyRequest, NodeFacts),
-    )
-}
+
+
+def tags_of(messages: UnionType) -> frozenset[str]:
+    """The types of a union's messages."""
+    return frozenset(str(kind.__struct_config__.tag) for kind in get_args(messages))
+
+
+_TYPES = tags_of(FromManager) | tags_of(FromHost)
 
 
 def _check_length(length: int) -> None:
@@ -469,13 +447,16 @@ def _decode(decoder: msgspec.json.Decoder[M], data: str | bytes) -> M:
         raise WireError(plain(f"A control message is malformed: {error}.", 300)) from None
 
 
-def _decode_tagged(decoder: msgspec.json.Decoder[M], data: str | bytes) -> M | None:
+def decode_tagged(
+    decoder: msgspec.json.Decoder[M], known: frozenset[str], data: str | bytes
+) -> M | None:
+    """A message; None for a type that is not `known`; WireError if it is malformed."""
     try:
         return _decode(decoder, data)
     except LimitExceeded:
         raise
     except WireError:
         tag = _decode(_TAG, data).type
-        if tag is UNSET or tag in _TYPES:
+        if tag is UNSET or tag in known:
             raise
         return None

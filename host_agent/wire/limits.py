@@ -91,3 +91,9 @@ SERVED_HOSTS_MAX = 10_000
 
 #: Groups of one host in a data node's record.
 SERVED_GROUPS_MAX = 1024
+
+#: Tenants of one data node: their record versions fit one message of control.
+SERVED_TENANTS_MAX = 10_000
+
+#: Streams of one message of facts: some 300 bytes each.
+FACTS_STREAMS_MAX = 2000
