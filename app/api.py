@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.alerts.endpoints import router as alerts
 from app.events.endpoints import router as events
 from app.events.hub import EventHub
 from app.hosts.endpoints import joining, renewing
@@ -19,19 +20,26 @@ from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
 from app.keys.endpoints import router as keys
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
+from app.machines.endpoints import router as machines
 from app.operations.endpoints import router as operations
+from app.profiles.endpoints import router as service_profiles
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
 from app.users.endpoints import inviting, logging_in
 from app.users.endpoints import router as users
+from app.vpgs.endpoints import router as vpgs
 
 #: Open to anybody: nothing of a tenant is in them.
 PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"})
 _ROUTERS = (
     tenant,
     sites,
+    machines,
+    service_profiles,
+    vpgs,
     operations,
+    alerts,
     hosts,
     joining,
     renewing,

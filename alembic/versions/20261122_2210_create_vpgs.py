@@ -129,9 +129,9 @@ def _create_vpgs() -> None:
     _table(
         "vpg_statuses",
         _needed(vpg_id=sa.Uuid),
-        *_needed(sync=sa.Text, sla=sa.Text, link=sa.Text, backlog_bytes=sa.BigInteger),
+        *_needed(sync=sa.Text, link=sa.Text, backlog_bytes=sa.BigInteger),
         *_optional(recoverable_at=_INSTANT, oldest_at=_INSTANT, gap_reason=sa.Text),
-        *_optional(reported_at=_INSTANT),
+        *_optional(reported_at=_INSTANT, protected_since=_INSTANT),
         _to("vpgs", "vpg_id"),
     )
     _table(
@@ -154,7 +154,7 @@ def _create_vpgs() -> None:
     _table(
         "host_assignments",
         _needed(host_id=sa.Uuid),
-        *_needed(version=sa.BigInteger, changed_at=_INSTANT),
+        *_needed(version=sa.BigInteger, held_version=sa.BigInteger, changed_at=_INSTANT),
         _to("hosts", "host_id"),
     )
 

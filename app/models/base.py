@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import TIMESTAMP, ForeignKey, LargeBinary, MetaData, Text
+from sqlalchemy import TIMESTAMP, ForeignKey, ForeignKeyConstraint, LargeBinary, MetaData, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -44,6 +44,11 @@ class Resource(TenantOwned):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
+
+
+def refers_to(table: str, column: str) -> ForeignKeyConstraint:
+    """A reference to an object of the same tenant: it cannot be another's."""
+    return ForeignKeyConstraint(["tenant_id", column], [f"{table}.tenant_id", f"{table}.id"])
 
 
 def key_of(tenant_id: UUID, object_id: UUID) -> dict[str, UUID]:

@@ -8,13 +8,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Resource, TenantOwned
+from app.models.base import Base, Resource, TenantOwned, refers_to
 
 
 class CheckpointPack(TenantOwned, Base):
     """A group's automatic checkpoints of ten minutes. The journal is their truth."""
 
     __tablename__ = "checkpoint_packs"
+    __table_args__ = (refers_to("vpgs", "vpg_id"),)
 
     vpg_id: Mapped[UUID] = mapped_column(primary_key=True)
     begins_at: Mapped[datetime] = mapped_column(primary_key=True)
@@ -32,6 +33,7 @@ class Checkpoint(Resource, Base):
     """A checkpoint that is tagged, pinned, application-consistent, or that failed."""
 
     __tablename__ = "checkpoints"
+    __table_args__ = (refers_to("vpgs", "vpg_id"),)
 
     vpg_id: Mapped[UUID]
     kind: Mapped[str]

@@ -9,14 +9,17 @@ from uuid import UUID
 from sqlalchemy import BigInteger, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Resource, TenantOwned
+from app.models.base import Base, Resource, TenantOwned, refers_to
 
 
 class Machine(Resource, Base):
     """A virtual machine that a host has, or had."""
 
     __tablename__ = "machines"
-    __table_args__ = (UniqueConstraint("tenant_id", "host_id", "name"),)
+    __table_args__ = (
+        refers_to("hosts", "host_id"),
+        UniqueConstraint("tenant_id", "host_id", "name"),
+    )
 
     host_id: Mapped[UUID]
     name: Mapped[str]
@@ -30,7 +33,10 @@ class Disk(Resource, Base):
     """A virtual disk of a machine."""
 
     __tablename__ = "disks"
-    __table_args__ = (UniqueConstraint("tenant_id", "machine_id", "name"),)
+    __table_args__ = (
+        refers_to("machines", "machine_id"),
+        UniqueConstraint("tenant_id", "machine_id", "name"),
+    )
 
     machine_id: Mapped[UUID]
     name: Mapped[str]
@@ -43,6 +49,7 @@ class HostInventory(TenantOwned, Base):
     """The newest inventory that a host reported."""
 
     __tablename__ = "host_inventories"
+    __table_args__ = (refers_to("hosts", "host_id"),)
 
     host_id: Mapped[UUID] = mapped_column(primary_key=True)
     digest: Mapped[str]

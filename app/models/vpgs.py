@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Resource, TenantOwned
+from app.models.base import Base, Resource, TenantOwned, refers_to
 
 
 class Vpg(Resource, Base):
@@ -18,6 +18,9 @@ class Vpg(Resource, Base):
 
     __tablename__ = "vpgs"
     __table_args__ = (
+        refers_to("service_profiles", "profile_id"),
+        refers_to("sites", "protected_site_id"),
+        refers_to("sites", "recovery_site_id"),
         Index(
             "uq_vpgs_name",
             "tenant_id",
@@ -43,11 +46,12 @@ class VpgStatus(TenantOwned, Base):
     """What is known of a group. Facts flow up into it; nobody's settings are in it."""
 
     __tablename__ = "vpg_statuses"
+    __table_args__ = (refers_to("vpgs", "vpg_id"),)
 
     vpg_id: Mapped[UUID] = mapped_column(primary_key=True)
     sync: Mapped[str]
-    sla: Mapped[str]
     link: Mapped[str]
+    protected_since: Mapped[datetime | None] = mapped_column(doc="The first complete checkpoint.")
     recoverable_at: Mapped[datetime | None] = mapped_column(
         doc="The source's time at the newest complete checkpoint; None: never synced."
     )
@@ -61,7 +65,12 @@ class VpgDisk(TenantOwned, Base):
     """A disk of a group. A disk is in at most one."""
 
     __tablename__ = "vpg_disks"
-    __table_args__ = (UniqueConstraint("tenant_id", "vpg_id", "name"),)
+    __table_args__ = (
+        refers_to("disks", "disk_id"),
+        refers_to("vpgs", "vpg_id"),
+        refers_to("machines", "machine_id"),
+        UniqueConstraint("tenant_id", "vpg_id", "name"),
+    )
 
     disk_id: Mapped[UUID] = mapped_column(primary_key=True)
     vpg_id: Mapped[UUID]
@@ -74,9 +83,11 @@ class HostAssignment(TenantOwned, Base):
     """The number of what a host is told to do: raised by each change of it."""
 
     __tablename__ = "host_assignments"
+    __table_args__ = (refers_to("hosts", "host_id"),)
 
     host_id: Mapped[UUID] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger)
+    held_version: Mapped[int] = mapped_column(BigInteger, doc="What the host says that it has.")
     changed_at: Mapped[datetime]
 
 
@@ -84,6 +95,7 @@ class VpgPlan(Resource, Base):
     """What a change of a group would do, worked out before it is done."""
 
     __tablename__ = "vpg_plans"
+    __table_args__ = (refers_to("vpgs", "vpg_id"),)
 
     vpg_id: Mapped[UUID]
     vpg_version: Mapped[int] = mapped_column(doc="The version that it read.")

@@ -12,7 +12,12 @@ from app.http.schemas import Input, Name, Output
 class Plan(Input):
     """What a tenant may use."""
 
+    vpgs_max: int = Field(default=100, ge=0, le=1_000_000)
+    machines_max: int = Field(default=100, ge=0, le=1_000_000)
     disks_max: int = Field(default=100, ge=0, le=1_000_000)
+    protected_bytes_max: int | None = Field(
+        default=None, ge=0, description="The sizes of all protected disks. None: no limit."
+    )
     retained_bytes_max: int | None = Field(default=None, ge=0, description="None: no limit.")
     rpo_seconds_min: int = Field(default=5, ge=1, le=86_400)
 

@@ -20,7 +20,14 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 
 from app.api import PUBLIC
 from tests.app.joining import join_host
-from tests.app.protecting import make_operation
+from tests.app.protecting import (
+    machine,
+    machine_ids,
+    make_alert,
+    make_operation,
+    make_vpg,
+    report,
+)
 from tests.app.service import Caller, Service, running_service
 from tests.servers.postgres import Cluster
 
@@ -69,6 +76,28 @@ BODIES: dict[str, dict[str, Any] | None] = {
         "signature": "x",
         "agent_version": "1",
     },
+    "GET /v1/machines": None,
+    "GET /v1/machines/{machine_id}": None,
+    "PUT /v1/machines/{machine_id}/labels": {"labels": {"app": "shop"}},
+    "GET /v1/service-profiles": None,
+    "POST /v1/service-profiles": {"name": "made", "settings": {}},
+    "GET /v1/service-profiles/{service_profile_id}": None,
+    "PUT /v1/service-profiles/{service_profile_id}": {"name": "changed", "settings": {}},
+    "DELETE /v1/service-profiles/{service_profile_id}": None,
+    "GET /v1/vpgs": None,
+    "POST /v1/vpgs": {"name": "made"},
+    "GET /v1/vpgs/{vpg_id}": None,
+    "PUT /v1/vpgs/{vpg_id}": {"name": "changed"},
+    "PUT /v1/vpgs/by-name/{vpg_name}": {},
+    "GET /v1/vpgs/{vpg_id}/machines": None,
+    "POST /v1/vpgs/{vpg_id}/machines": {"machine_id": "mach_x"},
+    "POST /v1/vpgs/{vpg_id}:pause": None,
+    "POST /v1/vpgs/{vpg_id}:resume": None,
+    "POST /v1/vpgs/{vpg_id}:force-sync": {},
+    "POST /v1/vpgs/{vpg_id}:delete": None,
+    "GET /v1/alerts": None,
+    "GET /v1/alerts/{alert_id}": None,
+    "POST /v1/alerts/{alert_id}:acknowledge": None,
     "GET /v1/operations": None,
     "GET /v1/operations/{operation_id}": None,
     "POST /v1/operations/{operation_id}:cancel": None,
@@ -116,6 +145,10 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
     host_id, join_token_id = await join_host(tenant, name)
     login = {"name": name, "display_name": name, "role": "viewer"}
     user = await tenant.post("/v1/users", login)
+    await report(service, tenant, host_id, machine(name, "vda"))
+    machine_id = (await machine_ids(tenant))[name]
+    vpg = await make_vpg(tenant, name, machine_id)
+    profile = await tenant.post("/v1/service-profiles", {"name": name, "settings": {}})
     return {
         "site_id": site.json()["id"],
         "api_key_id": key.json()["id"],
@@ -123,6 +156,11 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
         "host_id": host_id,
         "join_token_id": join_token_id,
         "operation_id": await make_operation(service, tenant, name),
+        "machine_id": machine_id,
+        "service_profile_id": profile.json()["id"],
+        "vpg_id": vpg["id"],
+        "vpg_name": name,
+        "alert_id": await make_alert(service, tenant, name),
     }
 
 
@@ -136,7 +174,8 @@ async def make_world(service: Service) -> World:
 
 def absent(ids: dict[str, str]) -> dict[str, str]:
     """Identifiers of the right kind that nobody has."""
-    return {name: re.sub(r"_(\w).", r"_\g<1>z", value, count=1) for name, value in ids.items()}
+    made = {name: re.sub(r"_(\w).", r"_\g<1>z", value, count=1) for name, value in ids.items()}
+    return made | {"vpg_name": "nobody's"}
 
 
 async def ask(caller: Caller, route: tuple[str, str], ids: dict[str, str]) -> Response:
@@ -253,6 +292,10 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}"}
     allowed |= {"GET /v1/events", "GET /v1/events:stream"}
     allowed |= {"GET /v1/self", "POST /v1/self:log-out"}
+    allowed |= {"GET /v1/machines", "GET /v1/machines/{machine_id}"}
+    allowed |= {"GET /v1/service-profiles", "GET /v1/service-profiles/{service_profile_id}"}
+    allowed |= {"GET /v1/vpgs", "GET /v1/vpgs/{vpg_id}", "GET /v1/vpgs/{vpg_id}/machines"}
+    allowed |= {"GET /v1/alerts", "GET /v1/alerts/{alert_id}"}
     allowed |= {"GET /v1/operations", "GET /v1/operations/{operation_id}"}
     allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
     allowed |= {"GET /v1/join-tokens", "GET /v1/join-tokens/{join_token_id}"}

@@ -1,0 +1,1 @@
+"""Alerts: raised and cleared at the edge, listed, acknowledged."""

@@ -1,0 +1,1 @@
+"""Machines and disks, as hosts report them; labels that people put on them."""

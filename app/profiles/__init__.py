@@ -1,0 +1,1 @@
+"""Service profiles: settings with a name, from which groups are made."""
