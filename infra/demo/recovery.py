@@ -52,7 +52,7 @@ class Safe:
     def export(self, selector: str, folder: Path) -> Exported:
         """Write the disk of that moment to a raw image; DemoFailed."""
         began = time.monotonic()
-        where = ("--group", GROUP, "--at", selector, "--output", folder, "--json")
+        where = ("--group", GROUP, "--at", selector, "--output", folder, "--digest", "--json")
         said = json_output(self._command("export", *where), seconds=120)
         images = sorted(folder.rglob("*.raw"))
         if len(images) != 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from host_agent.wire.keys import GroupKey, TenantKey
 from host_agent.wire.names import Identity
@@ -150,6 +151,7 @@ def test_export_writes_images_and_says_what(run: Run, bucket: Bucket, tmp_path: 
     assert said.json["verified"] is True
     assert said.json["point"]["tag"] == "before"
     disk = said.json["disks"][0]
+    assert disk["digest"] is None
     assert Path(disk["path"]).read_bytes() == bucket.builders[0].model.images()["root"]
     assert "Chosen: checkpoint" in said.err
     again = run("restore", "export", *where, "--json")
@@ -157,8 +159,9 @@ def test_export_writes_images_and_says_what(run: Run, bucket: Bucket, tmp_path: 
     assert again.json["error"] == "target_exists"
     assert "--force" in again.json["hint"]
     assert run("restore", "export", *where, "--force").status == 0
-    said = run("restore", "export", *where, "--force", "--no-digest", "--json")
-    assert said.json["disks"][0]["digest"] is None
+    said = run("restore", "export", *where, "--force", "--digest", "--json")
+    image = Path(disk["path"]).read_bytes()
+    assert said.json["disks"][0]["digest"] == f"blake3:{blake3(image).hexdigest()}"
     assert said.json["verified"] is True
 
 

@@ -66,7 +66,7 @@ class ExportOptions(PointOptions):
     output: Annotated[Path, typer.Option(help="The folder for DISK.raw.")]
     digest: Annotated[
         bool, typer.Option("--digest/--no-digest", help="Take the BLAKE3 of each whole image.")
-    ] = True
+    ] = False
     force: Annotated[bool, typer.Option("--force", help="Replace images that are there.")] = False
 
 

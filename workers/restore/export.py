@@ -1,8 +1,8 @@
 """A moment of a stream as raw image files.
 
 Each frame's data is fetched once, opened, checked against the tap's checksums, and only then
-written to where the map says. Afterwards every file is read back; it gets its name only if it is
-right.
+written to where the map says. Every file is read back from its disk, each region once it is whole;
+the file gets its name only if all of it is right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workers.journal.reader import FrameInfo, Journal
 from workers.journal.selectors import format_time
 from workers.restore.errors import TargetExists, target_error
 from workers.restore.frames import Columns, FramePieces
-from workers.restore.image import RawImage
+from workers.restore.image import READERS, RawImage
 from workers.restore.progress import Progress, Silent
 
 #: Frames that are written at once, and at most so many opened ones (4 MiB each) that wait for it.
@@ -41,7 +41,7 @@ class ExportOptions:
     output: Path
     force: bool = False
     cache: Path | None = None
-    digest: bool = True
+    digest: bool = False
     progress: Progress = field(default_factory=Silent)
 
 
@@ -151,11 +151,16 @@ class _Writer:
         self._images = images
         self._progress = progress
         self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(READERS, "holdfast-verify")
+        self._checks: deque[Future[int]] = deque()
 
     def run(self) -> None:
-        """Write everything."""
+        """Write everything, and read back what is whole beside it."""
+        for disk, pieces in self._map.blocks():
+            self._images[disk].expect(pieces["start"], pieces["length"])
         under_way: deque[Future[None]] = deque()
         with (
+            self._readers,
             ThreadPoolExecutor(_WRITERS, "holdfast-write") as pool,
             FramePieces(self._journal, self._map) as frames,
         ):
@@ -165,11 +170,17 @@ class _Writer:
                     under_way.append(pool.submit(self._write_frame, frame, plain, piece))
                     if len(under_way) >= _FRAMES_UNDER_WAY:
                         under_way.popleft().result()
+                    while self._checks and self._checks[0].done():
+                        self._checks.popleft().result()
                 while under_way:
                     under_way.popleft().result()
+                while self._checks:
+                    self._checks.popleft().result()
             finally:
-                for future in under_way:
-                    future.cancel()
+                for waiting in under_way:
+                    waiting.cancel()
+                for check in self._checks:
+                    check.cancel()
 
     def _write_frame(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:
         self._add_crcs(frame, plain, piece)
@@ -186,6 +197,14 @@ class _Writer:
             failpoint("export_after_piece_before_next")
         with self._lock:
             self._progress.advance(int(piece["length"].sum(dtype=np.uint64)))
+            self._check_whole(piece)
+
+    def _check_whole(self, piece: Columns) -> None:
+        """Let what these pieces made whole be read back."""
+        for disk in np.unique(piece["disk"]).tolist():
+            own, image = piece["disk"] == disk, self._images[disk]
+            for region in image.take(piece["start"][own], piece["length"][own]):
+                self._checks.append(self._readers.submit(image.check, region))
 
     def _add_crcs(self, frame: FrameInfo, plain: bytes, piece: Columns) -> None:
         """Whole records keep the CRC that the tap took; parts of records get their own."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
-from host_agent.wire.crc import crc32c_extend
 from host_agent.wire.failpoints import failpoint
 from host_agent.wire.limits import MIB
 from workers.restore.errors import VerifyFailed, target_error
-from workers.restore.imagecrc import ImageCrc, after_zeroes
+from workers.restore.imagecrc import ImageCrc
+from workers.restore.readback import Bytes, ReadBack
 
 _READ_BYTES = 4 * MIB
 _ZEROES = bytes(_READ_BYTES)
 _VECTOR_MAX = 1000
+
+#: Regions that are read back at once: enough to keep a disk busy.
+READERS = 2
 PARTIAL = ".partial"
 
 
@@ -36,6 +38,7 @@ class RawImage:
         self.digest = ""
         self._partial = folder / f"{name}.raw{PARTIAL}"
         self._fd = -1
+        self._reading: ReadBack | None = None
 
     def create(self) -> None:
         """Make the file, all zeroes and sparse. TargetFull, TargetFailed."""
@@ -65,77 +68,77 @@ class RawImage:
             done = os.pwrite(self._fd, data, offset)
             data, offset = data[done:], offset + done
 
+    def expect(self, start: Bytes, length: Bytes) -> None:
+        """Pieces that will be written. TargetFailed."""
+        self._read_back().expect(start, length)
+
+    def take(self, start: Bytes, length: Bytes) -> list[int]:
+        """Pieces that were written: the regions that are whole by that, to be `check`ed."""
+        return self._read_back().take(start, length)
+
+    def check(self, region: int) -> int:
+        """Read a region back; its bytes. TargetFailed, VerifyFailed. For several threads."""
+        try:
+            return self._read_back().read(region)
+        except OSError as error:
+            raise target_error(self._partial, "read back", error) from error
+
+    def _read_back(self) -> ReadBack:
+        if self._reading is None:
+            self._reading = ReadBack(self._partial, self._fd, self.size)
+        return self._reading
+
     def sync(self) -> None:
-        """Make what was written durable, and let the next read come from the disk."""
+        """Make what was written durable."""
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise target_error(self._partial, "written", error) from error
-        with suppress(OSError):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def verify(self, advance: Callable[[int], None], *, digest: bool = True) -> None:
-        """Read the file back: its CRC must be that of the pieces. VerifyFailed.
+    def verify(self, advance: Callable[[int], None], *, digest: bool = False) -> None:
+        """Read back what was not read yet: the file's CRC must be that of the pieces. VerifyFailed.
 
         `digest` also takes the BLAKE3 of the whole file: for a terabyte of holes some minutes.
         """
-        if os.fstat(self._fd).st_size != self.size:
-            raise self._differs()
-        crc = 0
-        hasher = blake3(max_threads=blake3.AUTO) if digest else None
-        for length, data in self._stretches():
-            if data is None:
-                crc = after_zeroes(crc, length)
-                if hasher is not None:
-                    for done in range(0, length, _READ_BYTES):
-                        hasher.update(memoryview(_ZEROES)[: min(_READ_BYTES, length - done)])
-            else:
-                crc = crc32c_extend(crc, data)
-                if hasher is not None:
-                    hasher.update(data)
-            advance(length)
-        if crc != self.crc.value():
-            raise self._differs()
-        self.digest = hasher.hexdigest() if hasher else ""
+        reading = self._read_back()
+        try:
+            if os.fstat(self._fd).st_size != self.size:
+                raise self._differs()
+            with ThreadPoolExecutor(READERS, "holdfast-verify") as pool:
+                left = self.size
+                for length in pool.map(self.check, reading.rest()):
+                    advance(length)
+                    left -= length
+            # Holes, and what was read while the rest was written.
+            advance(left)
+            if reading.value() != self.crc.value():
+                raise self._differs()
+            if digest:
+                self.digest = self._digest()
+        except OSError as error:
+            raise target_error(self._partial, "read back", error) from error
 
-    def _stretches(self) -> Iterator[tuple[int, bytes | None]]:
-        """The file in order: lengths of holes, and data, of which one stretch is read ahead."""
-
-        def stretch(at: int) -> tuple[int, bytes | None]:
-            hole = self._hole_at(at)
-            if hole:
-                return hole, None
-            data = self._read(at, min(_READ_BYTES, self.size - at))
-            return len(data), data
-
-        with ThreadPoolExecutor(1, "holdfast-verify") as pool:
-            at = 0
-            ahead = pool.submit(stretch, 0) if self.size else None
-            while ahead is not None:
-                length, data = ahead.result()
-                at += length
-                ahead = pool.submit(stretch, at) if at < self.size else None
-                yield length, data
+    def _digest(self) -> str:
+        hasher, at = blake3(max_threads=blake3.AUTO), 0
+        while at < self.size:
+            data = _ZEROES[: self._hole_at(at)] or os.pread(
+                self._fd, min(_READ_BYTES, self.size - at), at
+            )
+            if not data:
+                raise self._differs()
+            hasher.update(data)
+            at += len(data)
+        return hasher.hexdigest()
 
     def _hole_at(self, at: int) -> int:
-        """Bytes of the hole at `at` if it is worth jumping over, else 0: short ones are read."""
+        """Bytes of the hole at `at`."""
         try:
             start = os.lseek(self._fd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
-                return 0
+                raise
             start = self.size
-        length = min(start, self.size) - at
-        return length if length >= _READ_BYTES or at + length == self.size else 0
-
-    def _read(self, offset: int, length: int) -> bytes:
-        try:
-            data = os.pread(self._fd, length, offset)
-        except OSError as error:
-            raise target_error(self._partial, "read back", error) from error
-        if not data:
-            raise self._differs()
-        return data
+        return min(start, self.size) - at
 
     def _differs(self) -> VerifyFailed:
         return VerifyFailed(
@@ -158,6 +161,9 @@ class RawImage:
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
