@@ -34,8 +34,9 @@ _OPTION_REPLY, _REQUEST, _SIMPLE_REPLY = 0x3E889045565A9, 0x25609513, 0x67446698
 _EXPORT_NAME, _ABORT, _INFO, _GO = 1, 2, 6, 7
 _ACK, _IS_INFO, _UNSUPPORTED, _ERROR = 1, 3, (1 << 31) + 1, 1 << 31
 _READ, _WRITE, _DISCONNECT, _FLUSH = 0, 1, 2, 3
-#: Flags, flush and FUA; neither trim nor zeroes, so that each write carries its bytes.
-_FLAGS = 1 | 4 | 8
+#: Flags, flush, FUA and several connections, which all end in one to the tap; neither trim nor
+#: zeroes, so that each write carries its bytes.
+_FLAGS = 1 | 4 | 8 | 256
 _RETRY_SECONDS = 0.05
 _STREAM_BYTES = 4 << 20
 
@@ -97,16 +98,16 @@ class Request:
     offset: int
     length: int
     data: bytes
+    guest: asyncio.StreamWriter
     write: int = -1
 
 
 class Witness:
-    """One machine's connection, and the tap's as often as the tap comes back."""
+    """One machine's connections, and the tap's as often as the tap comes back."""
 
     def __init__(self, tap: Path, export: bytes, log: Log) -> None:
         self._tap, self._export, self._log = tap, export, log
         self._to_tap: asyncio.StreamWriter | None = None
-        self._to_guest: asyncio.StreamWriter | None = None
         self._pending: dict[int, Request] = {}
         self._next = 0
         self.size = 0
@@ -165,20 +166,18 @@ class Witness:
             elif one.command == _WRITE:
                 self._log.answered(one.write)
             del self._pending[number]
-            if self._to_guest is not None:
+            if not one.guest.is_closing():
                 head = struct.pack(">II", _SIMPLE_REPLY, error)
-                self._to_guest.write(head + one.cookie + data)
+                one.guest.write(head + one.cookie + data)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The machine's connection, from the greeting to its end."""
+        """One of the machine's connections, from the greeting to its end."""
         try:
             if await self._greet(reader, writer):
-                self._to_guest = writer
-                await self._requests(reader)
+                await self._requests(reader, writer)
         except (OSError, EOFError):
             pass  # the machine is gone
         finally:
-            self._to_guest = None
             writer.close()
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -204,7 +203,7 @@ class Witness:
             else:
                 _reply(writer, option, _UNSUPPORTED)
 
-    async def _requests(self, reader: asyncio.StreamReader) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, guest: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readexactly(28)
             magic, flags, command = struct.unpack_from(">IHH", head)
@@ -214,7 +213,7 @@ class Witness:
             if command == _DISCONNECT:
                 return
             data = await reader.readexactly(length) if command == _WRITE else b""
-            one = Request(head[8:16], flags, command, offset, length, data)
+            one = Request(head[8:16], flags, command, offset, length, data, guest)
             if command == _WRITE:
                 one.write = self._log.issued(offset, data)
             number, self._next = self._next, self._next + 1
