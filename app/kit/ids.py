@@ -37,6 +37,7 @@ class Kind(StrEnum):
     CHECKPOINT = "ckp"
     SERVICE_PROFILE = "prof"
     ALERT = "alr"
+    JOB = "job"
 
 
 class BadId(ValueError):

@@ -7,6 +7,7 @@ from app.models.dsm import ApplianceHealth, Command, HostStatus, Lease, ManagerA
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
+from app.models.jobs import Job, UsageHour
 from app.models.keys import GroupKeyRecord
 from app.models.machines import Disk, HostInventory, Machine
 from app.models.operations import Operation
@@ -32,6 +33,7 @@ __all__ = [
     "HostInventory",
     "HostStatus",
     "IdempotencyRecord",
+    "Job",
     "JoinToken",
     "Lease",
     "Machine",
@@ -45,6 +47,7 @@ __all__ = [
     "TenantAuthority",
     "TenantLedger",
     "TenantOwned",
+    "UsageHour",
     "User",
     "UserSession",
     "Vpg",

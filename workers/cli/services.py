@@ -11,3 +11,15 @@ def api_command() -> None:
     from app.kit.settings import read_settings
 
     raise typer.Exit(run_api(read_settings(ApiSettings)))
+
+
+def worker_command() -> None:
+    """Do what is due: Celery's worker. It is told by environment variables."""
+    from app.kit.settings import read_settings
+    from workers.tasks.celery import configured
+    from workers.tasks.runner import WorkerSettings
+
+    settings = read_settings(WorkerSettings)
+    # The pool's own children are told what we are by the environment.
+    words = ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    configured(settings).worker_main([*words, f"--loglevel={settings.log_level}"])

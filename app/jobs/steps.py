@@ -1,0 +1,67 @@
+"""Jobs of a tenant that need the database alone."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from app.database.sessions import TenantSession
+from app.models import Disk, Event, IdempotencyRecord, UsageHour, Vpg, VpgDisk
+from app.vpgs.state import Lifecycle
+
+#: So long can be gone on from an event's place, and a request be repeated.
+EVENTS_KEPT = timedelta(days=30)
+ANSWERS_KEPT = timedelta(days=2)
+_ROWS_MAX = 10_000
+
+
+async def meter_usage(session: TenantSession, now: datetime) -> None:
+    """Write down what the tenant protects in this hour; the hour's largest figures stand."""
+    mine = session.tenant_id
+    groups = select(func.count()).where(
+        Vpg.tenant_id == mine, Vpg.lifecycle.not_in((Lifecycle.DRAFT, Lifecycle.REMOVED))
+    )
+    disks = (
+        select(func.count(VpgDisk.machine_id.distinct()), func.coalesce(func.sum(Disk.bytes), 0))
+        .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
+        .where(VpgDisk.tenant_id == mine)
+    )
+    machines, bytes_ = (await session.orm.execute(disks)).one()
+    found = {
+        "vpgs": (await session.orm.execute(groups)).scalar_one(),
+        "machines": machines,
+        "protected_bytes": int(bytes_),
+    }
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    row = insert(UsageHour).values(tenant_id=mine, hour=hour, **found)
+    largest = {
+        name: func.greatest(getattr(UsageHour, name), getattr(row.excluded, name)) for name in found
+    }
+    await session.orm.execute(
+        row.on_conflict_do_update(index_elements=["tenant_id", "hour"], set_=largest)
+    )
+
+
+async def tidy_records(session: TenantSession, now: datetime) -> None:
+    """Drop events and kept answers that are too old. Each event before a kept one goes as well, so
+    that places have no gap.
+    """
+    mine = session.tenant_id
+    old = select(func.max(Event.place)).where(Event.tenant_id == mine, Event.at < now - EVENTS_KEPT)
+    newest = (await session.orm.execute(old)).scalar_one()
+    if newest is not None:
+        first = select(func.min(Event.place)).where(Event.tenant_id == mine)
+        begin = (await session.orm.execute(first)).scalar_one()
+        await session.orm.execute(
+            delete(Event).where(
+                Event.tenant_id == mine, Event.place <= min(newest, begin + _ROWS_MAX)
+            )
+        )
+    await session.orm.execute(
+        delete(IdempotencyRecord).where(
+            IdempotencyRecord.tenant_id == mine,
+            IdempotencyRecord.created_at < now - ANSWERS_KEPT,
+        )
+    )

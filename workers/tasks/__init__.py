@@ -1,0 +1,1 @@
+"""Celery's entry points: ids in, one service call, done."""
