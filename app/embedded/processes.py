@@ -67,7 +67,12 @@ def _keys(installation: Installation) -> Program:
 def _program(
     verb: str, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
 ) -> Program:
-    return Program(verb, [sys.executable, "-m", "workers.cli.main", verb], environment, is_ready)
+    return Program(verb, installed(verb), environment, is_ready)
+
+
+def installed(verb: str) -> list[str]:
+    """The words that run a process of the service as it is installed here."""
+    return [sys.executable, "-m", "workers.cli.main", verb]
 
 
 def listens_on(host: str, port: int) -> Callable[[], Awaitable[bool]]:
