@@ -35,7 +35,8 @@ from tests.integration.place import MIB, Place, made_place
 from tests.lanes import pick, tried
 from tests.servers.faulty_s3 import FaultyS3, running_faulty_s3
 
-#: How long it works, how often something fails, and how many checkpoints are judged.
+#: How long it works (the variable is for a run that has to fit into what is left of a night), how
+#: often something fails, and how many checkpoints are judged.
 SECONDS = int(os.environ.get("HOLDFAST_DATABASE_SECONDS") or pick(100, 900, 7_200))
 FAULT_SECONDS = pick(5, 10, 10)
 CHECKED = pick(12, 60, 120)
