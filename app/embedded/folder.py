@@ -46,6 +46,11 @@ class Folder:
         return self.path / "postgres"
 
     @property
+    def store_url(self) -> str:
+        """Where the tenants' journals lie."""
+        return f"file://{self.path / 'store'}"
+
+    @property
     def keys_socket(self) -> Path:
         """Where the key service answers."""
         return self.path / "keys.sock"

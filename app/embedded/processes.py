@@ -12,6 +12,7 @@ from sqlalchemy import URL
 
 from app.embedded.folder import Folder
 from app.embedded.supervisor import Program
+from app.embedded.valkey import broker_url, valkey_program
 from app.keys.client import SocketKeys
 
 
@@ -28,7 +29,12 @@ class Installation:
 
 def programs_of(installation: Installation) -> list[Program]:
     """In the order of their start; they end in the reverse order."""
-    return [_keys(installation), _api(installation)]
+    return [
+        valkey_program(_valkey_home(installation)),
+        _keys(installation),
+        _worker(installation),
+        _api(installation),
+    ]
 
 
 def _shared(installation: Installation) -> dict[str, str]:
@@ -62,6 +68,26 @@ def _keys(installation: Installation) -> Program:
         "HOLDFAST_ROOT_CERTIFICATE_FILE": str(folder.root_file),
     }
     return _program("keys", told, SocketKeys(folder.keys_socket).is_up)
+
+
+def _worker(installation: Installation) -> Program:
+    broker = broker_url(_valkey_home(installation))
+    told = {
+        "HOLDFAST_BROKER_URL": broker,
+        "HOLDFAST_STORE_URL": installation.folder.store_url,
+        "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
+        "HOLDFAST_WORKER_PROCESSES": "1",
+    }
+    # What is due waits for a worker; nothing of the start waits for it.
+    return _program("worker", _shared(installation) | told, _at_once)
+
+
+def _valkey_home(installation: Installation) -> Path:
+    return installation.folder.path / "valkey"
+
+
+async def _at_once() -> bool:
+    return True
 
 
 def _program(
