@@ -6,6 +6,7 @@ copy of the binaries that this user can reach.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -14,10 +15,13 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlalchemy import URL
-
+from app.embedded.supervisor import Program
 from host_agent.wire.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 SUPERUSER = "postgres"
 DATABASE = "holdfast"
@@ -59,12 +63,39 @@ class Postgres:
 
     def url(self, database: str = DATABASE, user: str = SUPERUSER) -> URL:
         """How to reach a database of the running server."""
+        # Whoever only starts it is small and stays so.
+        from sqlalchemy import URL
+
         return URL.create(
             "postgresql+psycopg", username=user, database=database, query={"host": str(self._home)}
         )
 
+    def program(self) -> Program:
+        """For a supervisor. Makes the database in an empty folder first; PostgresFailed."""
+        programs = self._make()
+        asked = [str(programs / "pg_isready"), "-q", "-h", str(self._home)]
+
+        async def is_ready() -> bool:
+            process = await asyncio.create_subprocess_exec(*asked)
+            return await process.wait() == 0
+
+        return Program("postgres", self._words(programs), {}, is_ready, signal.SIGINT)
+
     def start(self) -> None:
         """Start, and make the database in an empty folder; PostgresFailed with the server's log."""
+        programs = self._make()
+        with (self._home / "log").open("ab") as file:
+            self._process = subprocess.Popen(
+                self._words(programs),
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._wait_ready(programs)
+
+    def _make(self) -> Path:
+        """All that has to be there before the server starts; the folder of its binaries."""
         # Whoever reaches the socket is its superuser: nobody else may reach it.
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:
@@ -72,21 +103,13 @@ class Postgres:
         programs = self._programs()
         if not (self._data / "PG_VERSION").exists():
             self._initialise(programs)
-        log = self._home / "log"
         self._end_orphan()
-        with log.open("ab") as file:
-            if os.geteuid() == 0:
-                os.chown(log, _NOBODY, _NOBODY)
-            # It ends with us, also where we are killed: nobody else would end it.
-            words = [*_as_user("--pdeathsig", "INT"), str(programs / "postgres")]
-            self._process = subprocess.Popen(
-                [*words, "-D", str(self._data), *self._options()],
-                stdout=file,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._wait_ready(programs)
+        return programs
+
+    def _words(self, programs: Path) -> list[str]:
+        # It ends with us, also where we are killed: nobody else would end it.
+        words = [*_as_user("--pdeathsig", "INT"), str(programs / "postgres")]
+        return [*words, "-D", str(self._data), *self._options()]
 
     def stop(self) -> None:
         """A fast, clean stop. Idempotent."""

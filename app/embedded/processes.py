@@ -8,21 +8,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import URL
-
 from app.embedded.folder import Folder
 from app.embedded.supervisor import Program
 from app.embedded.valkey import broker_url, valkey_program
-from app.keys.client import SocketKeys
 
 
 @dataclass(frozen=True)
 class Installation:
-    """One folder, its database, the API's certificate and address."""
+    """One folder, its database, the API's address."""
 
     folder: Folder
-    database: URL
-    certificate: Path
+    database_url: str
     host: str
     port: int
 
@@ -41,8 +37,8 @@ def _shared(installation: Installation) -> dict[str, str]:
     """What every process with a database is told."""
     folder = installation.folder
     return {
-        "HOLDFAST_DATABASE_URL": installation.database.render_as_string(hide_password=False),
-        "HOLDFAST_SECRET_FILE": str(folder.path / "secret"),
+        "HOLDFAST_DATABASE_URL": installation.database_url,
+        "HOLDFAST_SECRET_FILE": str(folder.secret),
         "HOLDFAST_ROOT_CERTIFICATE_FILE": str(folder.root_file),
     }
 
@@ -51,8 +47,8 @@ def _api(installation: Installation) -> Program:
     address = _address(installation.host, installation.port)
     told = {
         "HOLDFAST_API_LISTEN": address,
-        "HOLDFAST_API_CERTIFICATE_FILE": str(installation.certificate),
-        "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.path / "root.key"),
+        "HOLDFAST_API_CERTIFICATE_FILE": str(installation.folder.server_file),
+        "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.root_key),
         "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
     }
     environment = _shared(installation) | told
@@ -67,7 +63,7 @@ def _keys(installation: Installation) -> Program:
         "HOLDFAST_KEYS_SOCKET": str(folder.keys_socket),
         "HOLDFAST_ROOT_CERTIFICATE_FILE": str(folder.root_file),
     }
-    return _program("keys", told, SocketKeys(folder.keys_socket).is_up)
+    return _program("keys", told, listens_on_socket(folder.keys_socket))
 
 
 def _worker(installation: Installation) -> Program:
@@ -107,6 +103,20 @@ def listens_on(host: str, port: int) -> Callable[[], Awaitable[bool]]:
     async def is_ready() -> bool:
         try:
             _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return is_ready
+
+
+def listens_on_socket(path: Path) -> Callable[[], Awaitable[bool]]:
+    """The same for a Unix socket."""
+
+    async def is_ready() -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
         except OSError:
             return False
         writer.close()

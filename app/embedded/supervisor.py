@@ -43,6 +43,7 @@ class Program:
     words: Sequence[str]
     environment: Mapping[str, str]
     is_ready: Callable[[], Awaitable[bool]]
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 def backoff(before: float, ran_seconds: float) -> float:
@@ -173,7 +174,7 @@ async def _end(child: Child) -> None:
     if process is None or process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+        process.send_signal(child.program.stop_signal)
     try:
         await asyncio.wait_for(process.wait(), _STOP_SECONDS_MAX)
     except TimeoutError:

@@ -1,33 +1,28 @@
-"""The whole service on one machine, in one folder: `holdfast up`."""
+"""The whole service on one machine, in one folder: `holdfast up`.
+
+This process stays small: it starts the others and starts them again. What needs the database's and
+the certificates' libraries is done by one that ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, create_engine, insert, select, text
-
-from app.database.migrate import prepare_database, upgrade
-from app.database.sessions import Database
 from app.embedded.folder import Folder, open_folder, write_private
-from app.embedded.postgres import DATABASE, Postgres
+from app.embedded.postgres import Postgres
 from app.embedded.processes import Installation, programs_of
 from app.embedded.supervisor import Supervisor
-from app.identity.tokens import make_token
-from app.kit.clock import SystemClock
-from app.kit.ids import new_uuid
-from app.kit.sealing import Sealer
-from app.models import ProviderKey
 from host_agent.wire.errors import HoldfastError
 
-FIRST_KEY = "first provider"
 _SERVER_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -35,6 +30,12 @@ class AddressTaken(HoldfastError):
     """The API's port is in use."""
 
     code = "address_taken"
+
+
+class PreparationFailed(HoldfastError):
+    """The service cannot be started in this folder. The code is that of what is wrong there."""
+
+    code = "preparation_failed"
 
 
 @dataclass(frozen=True)
@@ -59,28 +60,32 @@ class Started:
 
 def run_up(options: UpOptions, on_started: Callable[[Started], None]) -> int:
     """Run until a signal; `on_started` is called when the API answers. Returns the exit code."""
-    with ExitStack() as stack:
-        stack.enter_context(_stopped_by_signals())
-        folder = stack.enter_context(open_folder(options.directory))
+    with open_folder(options.directory) as folder:
         _check_free(options)
-        now = SystemClock().now()
-        sealer, root = folder.sealer(), folder.root(now)
-        server = Postgres(folder.postgres)
-        stack.callback(server.stop)
-        server.start()
-        url = _ready_database(server)
-        token = asyncio.run(_first_provider_key(url, sealer, folder))
-        certificate = folder.server_files(root, (*_SERVER_NAMES, *options.names), now)
-        installation = Installation(folder, url, certificate, options.host, options.port)
-        started = Started(_url(options), root.fingerprint, folder.root_file, token)
-        asyncio.run(_supervise(installation, lambda: on_started(started)))
+        asyncio.run(_run(folder, options, on_started))
     return 0
 
 
-async def _supervise(installation: Installation, on_started: Callable[[], None]) -> None:
+async def _run(folder: Folder, options: UpOptions, on_started: Callable[[Started], None]) -> None:
     """Start every process, wait for a signal, end them; a second signal ends them at once."""
+    supervisor = Supervisor(folder.path / "logs", _say_trouble)
+    stop = _stopped_by_signals(supervisor)
+    starting = asyncio.create_task(_start(folder, options, supervisor))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            on_started(starting.result())
+            await stopping
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await supervisor.stop()
+
+
+def _stopped_by_signals(supervisor: Supervisor) -> asyncio.Event:
     stop = asyncio.Event()
-    supervisor = Supervisor(installation.folder.path / "logs", _say_trouble)
 
     def on_signal() -> None:
         if stop.is_set():
@@ -90,39 +95,49 @@ async def _supervise(installation: Installation, on_started: Callable[[], None])
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    starting = asyncio.create_task(supervisor.start(programs_of(installation)))
-    stopping = asyncio.create_task(stop.wait())
+    return stop
+
+
+async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> Started:
+    """The database, what it needs, then everything else; HoldfastError."""
+    database = await asyncio.to_thread(Postgres(folder.postgres).program)
+    await supervisor.start([database])
+    made = await _prepare(folder, [*_SERVER_NAMES, *options.names])
+    token = made["provider_token"]
+    if token is not None and not os.isatty(sys.stdout.fileno()):
+        folder.provider_key.unlink(missing_ok=True)
+        write_private(folder.provider_key, f"{token}\n".encode())
+    installation = Installation(folder, made["database_url"], options.host, options.port)
+    await supervisor.start(programs_of(installation))
+    return Started(_url(options), made["root_sha256"], folder.root_file, token)
+
+
+async def _prepare(folder: Folder, names: list[str]) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app.embedded.prepare", str(folder.path), *names,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            on_started()
-            await stopping
+        said, complaint = await process.communicate()
     finally:
-        for task in (starting, stopping):
-            task.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
-        await supervisor.stop()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        made: dict[str, Any] = json.loads(said)
+    except ValueError:
+        last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+        raise PreparationFailed(f"The folder cannot be prepared: {' '.join(last)}") from None
+    if "error" in made:
+        error = PreparationFailed(made["message"], hint=made["hint"])
+        error.code = made["error"]
+        raise error
+    return made
 
 
 def _say_trouble(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-def _ready_database(server: Postgres) -> URL:
-    engine = create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        wanted = {"name": DATABASE}
-        found = connection.execute(
-            text("SELECT 1 FROM pg_database WHERE datname = :name"), wanted
-        ).first()
-        if found is None:
-            connection.execute(text(f"CREATE DATABASE {DATABASE}"))
-    engine.dispose()
-    url = server.url()
-    prepare_database(url)
-    upgrade(url)
-    return url
 
 
 def _check_free(options: UpOptions) -> None:
@@ -140,45 +155,3 @@ def _check_free(options: UpOptions) -> None:
 def _url(options: UpOptions) -> str:
     host, port = options.host, options.port
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Until the processes run, a signal ends us through every clean-up; then the loop has it."""
-    seen = False
-
-    def stop(_number: int, _frame: object) -> None:
-        nonlocal seen
-        if not seen:
-            seen = True
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-async def _first_provider_key(url: URL, sealer: Sealer, folder: Folder) -> str | None:
-    """The first key of the provider's staff, once: shown on a terminal, else in a file of 0600."""
-    database = Database(url)
-    try:
-        async with database.provider() as session:
-            if (await session.orm.execute(select(ProviderKey.id).limit(1))).first():
-                return None
-            now = SystemClock().now()
-            token = make_token(None, new_uuid(now))
-            if not (os.isatty(sys.stdout.fileno())):
-                folder.provider_key.unlink(missing_ok=True)
-                write_private(folder.provider_key, f"{token.text}\n".encode())
-            row = {"id": token.id, "name": FIRST_KEY, "created_at": now}
-            values = {**row, "fingerprint": token.fingerprint(sealer)}
-            await session.orm.execute(insert(ProviderKey).values(**values))
-            await session.commit()
-        return token.text
-    finally:
-        await database.close()

@@ -1,0 +1,96 @@
+"""What has to be there before the service's processes start, made by a process that then ends.
+
+Prints one JSON object: what was prepared, or the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, create_engine, insert, select, text
+
+from app.database.migrate import prepare_database, upgrade
+from app.database.sessions import Database
+from app.embedded.folder import Folder
+from app.embedded.postgres import DATABASE, Postgres
+from app.embedded.trust import root_of, sealer_of, write_server_file
+from app.identity.tokens import make_token
+from app.kit.clock import SystemClock
+from app.kit.ids import new_uuid
+from app.kit.sealing import Sealer
+from app.models import ProviderKey
+from host_agent.wire.errors import HoldfastError
+
+FIRST_KEY = "first provider"
+
+
+def prepare(folder: Folder, names: list[str]) -> dict[str, Any]:
+    """Secret, root, certificate, schema, first key. The private database runs. HoldfastError."""
+    now = SystemClock().now()
+    sealer, root = sealer_of(folder), root_of(folder, now)
+    write_server_file(folder, root, names, now)
+    url = _ready_database(Postgres(folder.postgres))
+    folder.used.touch()
+    token = asyncio.run(_first_provider_key(url, sealer))
+    return {
+        "database_url": url.render_as_string(hide_password=False),
+        "root_sha256": root.fingerprint,
+        "provider_token": token,
+    }
+
+
+def _ready_database(server: Postgres) -> URL:
+    engine = create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        wanted = {"name": DATABASE}
+        found = connection.execute(
+            text("SELECT 1 FROM pg_database WHERE datname = :name"), wanted
+        ).first()
+        if found is None:
+            connection.execute(text(f"CREATE DATABASE {DATABASE}"))
+    engine.dispose()
+    url = server.url()
+    prepare_database(url)
+    upgrade(url)
+    return url
+
+
+async def _first_provider_key(url: URL, sealer: Sealer) -> str | None:
+    """The first key of the provider's staff, once."""
+    database = Database(url)
+    try:
+        async with database.provider() as session:
+            if (await session.orm.execute(select(ProviderKey.id).limit(1))).first():
+                return None
+            now = SystemClock().now()
+            token = make_token(None, new_uuid(now))
+            row = {"id": token.id, "name": FIRST_KEY, "created_at": now}
+            values = {**row, "fingerprint": token.fingerprint(sealer)}
+            await session.orm.execute(insert(ProviderKey).values(**values))
+            await session.commit()
+        return token.text
+    finally:
+        await database.close()
+
+
+def main() -> int:
+    """The process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*")
+    told = parser.parse_args()
+    try:
+        print(json.dumps(prepare(Folder(told.directory), told.names)))
+    except HoldfastError as error:
+        print(json.dumps({"error": error.code, "message": error.message, "hint": error.hint}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
