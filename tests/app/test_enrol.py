@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
 
 from host_agent.wire.message import ALPN
 from infra.dev_certificates import Authority
@@ -24,6 +26,7 @@ from tests.app.test_up import ask, free_port, running, state_folder
 from workers.ingest.config import TlsConfig
 from workers.ingest.errors import SessionEnded
 from workers.ingest.tls import peer_of, server_context
+from workers.ingest.transport import TlsTransport
 
 AGENT = str(Path(sys.executable).with_name("holdfast-agent"))
 
@@ -164,13 +167,22 @@ def knock(started: dict[str, Any], identity: Path, folder: Path) -> tuple[str, s
     thread = threading.Thread(target=_come_in, args=(client, theirs))
     thread.start()
     try:
-        with context.wrap_socket(ours, server_side=True) as door:
-            peer = peer_of(door, "test")
-            return peer.tenant, peer.host
-    except (OSError, SessionEnded):
+        return asyncio.run(_let_in(context, ours))
+    except (OSError, SSL.Error, SessionEnded):
         return None
     finally:
         thread.join(10)
+
+
+async def _let_in(context: SSL.Context, raw: socket.socket) -> tuple[str, str]:
+    transport = TlsTransport(context, raw)
+    try:
+        async with asyncio.timeout(10):
+            await transport.handshake()
+        peer = peer_of(transport.get_extra_info("shown"), "test")
+        return peer.tenant, peer.host
+    finally:
+        transport.abort()
 
 
 def _come_in(client: ssl.SSLContext, raw: socket.socket) -> None:

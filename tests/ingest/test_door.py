@@ -151,14 +151,23 @@ def test_listed_hosts_and_groups_are_let_in(
             assert connect(ingest, make_source(group, host)).hello().epoch == 1
 
 
-def test_no_ticket_lets_a_client_in_again(
-    ingest: IngestProcess, connect: Connect, source: Source
+def test_no_session_lets_a_client_in_again(
+    ingest: IngestProcess, context: Callable[[str], ssl.SSLContext], source: Source
 ) -> None:
-    agent = connect(ingest, source)
+    """What TLS hands out for the next time is worth nothing: a certificate is asked for again."""
+    agent = Agent(ingest.address, context("host1"), source)
     agent.hello()
     agent.read_for(0.2)
     assert agent.socket.version() == "TLSv1.3"
-    assert agent.socket.session is None or not agent.socket.session.has_ticket
+    session = agent.socket.session
+    agent.leave()
+    with (
+        socket.create_connection(ingest.address, timeout=10) as raw,
+        context("host1").wrap_socket(raw, server_hostname="localhost", session=session) as again,
+    ):
+        again.sendall(pack(make_hello(source)))
+        assert again.recv(1)
+        assert not again.session_reused
 
 
 @pytest.mark.invariant("I12")

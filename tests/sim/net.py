@@ -17,6 +17,7 @@ from host_agent.stream.errors import LinkLost
 from host_agent.wire import message
 from host_agent.wire.message import Close, Message
 from tests.sim.loop import Process, SimLoop
+from workers.ingest.tls import Shown
 
 #: Bytes that a sender's and a receiver's kernel hold before `send` waits.
 _KERNEL_BYTES = 256 * 1024
@@ -302,15 +303,7 @@ class ServerTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """The one thing that is asked for: who the certificate names."""
-        return self if name == "ssl_object" else default
-
-    def selected_alpn_protocol(self) -> str:
-        """As an SSLObject has it."""
-        return message.ALPN
-
-    def getpeercert(self) -> dict[str, Any]:
-        """As an SSLObject has it."""
-        return {"subjectAltName": (("URI", self._certificate),)}
+        return Shown(message.ALPN, (self._certificate,)) if name == "shown" else default
 
     def _on_data(self, data: bytes | None) -> None:
         assert data is not None

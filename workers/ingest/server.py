@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from OpenSSL import SSL
+
 from host_agent.wire.names import Identity
+from host_agent.wire.tls import reason_of
 from workers.ingest.config import LimitsConfig
 from workers.ingest.connection import Connection
 from workers.ingest.decide import Peer, Rules, authorise_peer, check_validity, may_write
@@ -18,9 +20,9 @@ from workers.ingest.facts import StreamFacts
 from workers.ingest.session import Session
 from workers.ingest.tls import peer_of
 from workers.ingest.tools import Tools
+from workers.ingest.transport import TlsTransport
 
 _HANDSHAKE_SECONDS_MAX = 5.0
-_SHUTDOWN_SECONDS_MAX = 2.0
 #: How long a newer session waits for the older one's last commit.
 _TAKE_OVER_SECONDS_MAX = 6.0
 #: After a session its connection has so long to go.
@@ -73,7 +75,7 @@ class Streams:
 class Server:
     """Accepts connections until it is stopped."""
 
-    def __init__(self, context: ssl.SSLContext, limits: LimitsConfig, tools: Tools) -> None:
+    def __init__(self, context: SSL.Context, limits: LimitsConfig, tools: Tools) -> None:
         self._context = context
         self._limits = limits
         self._tools = tools
@@ -157,7 +159,7 @@ class Server:
                 self.counters.put_out += 1
                 session.put_out()
 
-    def renew(self, context: ssl.SSLContext) -> None:
+    def renew(self, context: SSL.Context) -> None:
         """Another certificate for the connections to come."""
         self._context = context
 
@@ -191,26 +193,22 @@ class Server:
     async def _handshake(
         self, connected: socket.socket, connection: Connection, address: str
     ) -> asyncio.Transport | None:
-        loop = asyncio.get_running_loop()
+        transport = TlsTransport(self._context, connected)
         try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: connection,
-                connected,
-                ssl=self._context,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS_MAX,
-                ssl_shutdown_timeout=_SHUTDOWN_SECONDS_MAX,
-            )
-        except (OSError, TimeoutError) as error:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS_MAX):
+                await transport.handshake()
+        except (OSError, SSL.Error) as error:
             self.counters.refused_handshake += 1
-            self._tools.log.warning(
-                "handshake_failed",
-                address=address,
-                reason=getattr(error, "reason", None) or type(error).__name__,
-            )
-            connected.close()
+            reason = reason_of(error)
+            self._tools.log.warning("handshake_failed", address=address, reason=reason)
+            transport.abort()
             return None
+        except BaseException:
+            transport.abort()
+            raise
         finally:
             self._handshakes -= 1
+        transport.begin(connection)
         return transport
 
     def _admit(
@@ -218,7 +216,7 @@ class Server:
     ) -> Session | None:
         """A session for a peer that may have one; None refuses it without a word."""
         try:
-            peer: Peer = peer_of(transport.get_extra_info("ssl_object"), address)
+            peer: Peer = peer_of(transport.get_extra_info("shown"), address)
             authorise_peer(peer, self._tools.rules)
             late = check_validity(peer, self._tools.rules, self._tools.clock.wall_ns() / 1e9)
         except SessionEnded as refused:
