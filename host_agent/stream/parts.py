@@ -124,10 +124,15 @@ class OpenRing:
     freed: int
     anchor: int
     anchor_hash: bytes
+    #: What the tap has confirmed of `freed`: a connection may end while it is being told.
+    confirmed: int = 0
     changed: Signal = field(default_factory=Signal)
     spool: Spool | None = None
     #: Held by who reads ring or spool for the line, and by who moves from one to the other.
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.confirmed = self.freed
 
     @property
     def generation(self) -> bytes:

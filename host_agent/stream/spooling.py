@@ -49,6 +49,7 @@ async def give_back(ring: OpenRing, freed: Freed, means: Means) -> None:
     """The journal has everything up to `freed.seq`: tap and spool need it no longer. TapGone."""
     ring.note_freed(freed)
     await ring.tap.free(freed.seq, freed.anchor, freed.anchor_hash)
+    ring.confirmed = max(ring.confirmed, freed.seq)
     spool = ring.spool
     if spool is not None and spool.last:
         async with ring.reading:
@@ -113,6 +114,7 @@ class Spooler:
                 # Only now: what is given back is durable in the spool.
                 self._ring.note_freed(freed)
                 await self._ring.tap.free_spooled(freed, self._stored())
+                self._ring.confirmed = max(self._ring.confirmed, freed.seq)
 
     def _move(self) -> Freed | None:
         """One batch; None if nothing is left to move. Beside the loop."""

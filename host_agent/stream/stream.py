@@ -394,9 +394,13 @@ class Stream:
             connection.commit_now(seq)
 
     async def _confirm(self, ring: OpenRing, freed: Freed) -> None:
-        """The journal and the ring agree up to `freed.seq`: give that back."""
+        """The journal and the ring agree up to `freed.seq`: give that back.
+
+        Also what an earlier connection gave back without hearing that the tap knows of it: the tap
+        would keep it, and a full ring would never have room again.
+        """
         self._set_stored(freed.seq)
-        if freed.seq > ring.held:
+        if freed.seq > min(ring.held, ring.confirmed):
             await give_back(ring, freed, self._means)
 
     def _on_stored(self, seq: int) -> None:

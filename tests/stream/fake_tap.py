@@ -116,6 +116,7 @@ class FakeTap:
     clock_ns: int = 1_767_225_600_000_000_000
     has_wall_clock: bool = False
     state_delay: float = 0.0
+    free_delay: float = 0.0
     ring: FakeRing = field(init=False)
     calls: list[str] = field(default_factory=list)
 
@@ -286,6 +287,8 @@ class TapConnection:
 
     async def free(self, seq: int, anchor: int, anchor_hash: bytes) -> None:
         self._check("free")
+        if self._tap.free_delay:
+            await asyncio.sleep(self._tap.free_delay)
         assert anchor % 4096 == 0
         assert anchor <= seq <= self._tap.ring.head
         self._tap.frees.append((seq, anchor, anchor_hash))

@@ -80,6 +80,26 @@ async def test_cut_connections_resume_where_the_journal_ends(seed: int) -> None:
     assert len(bench.ingest.generations) == 1
 
 
+@pytest.mark.invariant("I14")
+@in_loop
+async def test_what_was_given_back_in_vain_is_given_back_by_the_next_connection() -> None:
+    """Stored, but the line ends before the tap hears of it: the ring must have room again."""
+    bench, rng = make(), random.Random(1)
+    async with running(bench):
+        await bench.drained()
+        bench.tap.free_delay = 3600.0
+        guest_writes(bench, rng, 5)
+        assert bench.stream.ring is not None
+        head = bench.tap.ring.head
+        await bench.until(lambda: bench.stream.ring is not None and bench.stream.ring.freed == head)
+        assert bench.tap.ring.freed < head
+        bench.tap.free_delay = 0.0
+        bench.ingest.links[-1].cut()
+        await bench.until(lambda: bench.tap.ring.freed == head)
+        await bench.drained()
+        bench.check_equal()
+
+
 @pytest.mark.invariant("I16")
 @in_loop
 async def test_no_salt_and_counter_is_used_twice_over_resends() -> None:
