@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.alerts.endpoints import router as alerts
+from app.checkpoints.endpoints import router as checkpoints
 from app.events.endpoints import router as events
 from app.events.hub import EventHub
 from app.hosts.endpoints import joining, renewing
@@ -38,6 +39,7 @@ _ROUTERS = (
     machines,
     service_profiles,
     vpgs,
+    checkpoints,
     operations,
     alerts,
     hosts,

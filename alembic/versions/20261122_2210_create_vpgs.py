@@ -171,7 +171,7 @@ def _create_checkpoints() -> None:
     _resource(
         "checkpoints",
         *_needed(vpg_id=sa.Uuid, kind=sa.Text, state=sa.Text, expected_at=_INSTANT),
-        *_needed(positions=_JSON, is_pinned=sa.Boolean),
+        *_needed(positions=_JSON, in_pack=sa.Boolean, is_pinned=sa.Boolean),
         *_optional(tag=sa.Text, taken_at=_INSTANT, error=_JSON, pin_reason=sa.Text),
         *_optional(response_us=sa.Integer, hold_us=sa.Integer, skew_us=sa.Integer),
         *_optional(operation_id=sa.Uuid),

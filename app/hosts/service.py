@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -123,6 +124,16 @@ async def renew_host(unit: TenantUnit, wanted: RenewalInput) -> CertificateOutpu
     host.version += 1
     unit.note("hosts.renewed", show(Kind.HOST, host.id), name=host.name)
     return await _certify(unit, host, key)
+
+
+async def load_hosts(session: TenantSession, host_ids: Collection[UUID]) -> list[Host]:
+    """These hosts of the tenant, in the order of their ids; one query."""
+    found = await session.orm.scalars(
+        select(Host)
+        .where(Host.tenant_id == session.tenant_id, Host.id.in_(sorted(host_ids)))
+        .order_by(Host.id)
+    )
+    return list(found)
 
 
 async def revoked_hosts(session: TenantSession) -> frozenset[str]:

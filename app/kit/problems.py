@@ -44,6 +44,7 @@ CATALOGUE = _catalogue(
     ProblemKind("not_cancellable", 409, "The operation cannot be cancelled any more."),
     ProblemKind("quota_exceeded", 409, "The tenant's plan does not allow more."),
     ProblemKind("in_use", 409, "Something else still uses the object."),
+    ProblemKind("checkpoint_failed", 409, "The checkpoint was not taken."),
     ProblemKind("disk_protected", 409, "A disk is in another group."),
     ProblemKind("plan_required", 409, "This change is planned before it is done."),
     ProblemKind("plan_stale", 409, "What the plan was made from has changed, or its time is over."),

@@ -41,11 +41,12 @@ class Checkpoint(Resource, Base):
     tag: Mapped[str | None]
     expected_at: Mapped[datetime]
     taken_at: Mapped[datetime | None]
-    positions: Mapped[dict[str, Any]] = mapped_column(doc="Host id to sequence.")
+    positions: Mapped[dict[str, Any]] = mapped_column(doc="Host's id as users see it to sequence.")
     response_us: Mapped[int | None]
     hold_us: Mapped[int | None]
     skew_us: Mapped[int | None]
     error: Mapped[dict[str, Any] | None]
+    in_pack: Mapped[bool] = mapped_column(doc="An automatic one that somebody pinned.")
     is_pinned: Mapped[bool]
     pin_reason: Mapped[str | None]
     operation_id: Mapped[UUID | None]

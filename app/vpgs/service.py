@@ -11,8 +11,13 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from app.database.sessions import TenantSession
+from app.dsm.commands import CommandKind, request_command
+from app.dsm.commands import Wanted as Command
+from app.hosts.service import load_hosts
 from app.http.lookup import find
 from app.http.unit import TenantUnit
+from app.keys.service import new_group_key
 from app.kit.ids import Kind, new_uuid, show
 from app.kit.problems import Problem, not_found
 from app.kit.transitions import IllegalTransition
@@ -38,6 +43,7 @@ from app.vpgs.state import (
     Sync,
 )
 
+FORCE_SYNC = "vpg.force_sync"
 #: What a host has to be told of when it changes.
 _TOLD = ("rpo_seconds", "replication_mbit_per_s", "sync_mbit_per_s", "ring_mib")
 
@@ -45,6 +51,11 @@ _TOLD = ("rpo_seconds", "replication_mbit_per_s", "sync_mbit_per_s", "ring_mib")
 async def get_vpg(unit: TenantUnit, vpg_id: str, *, lock: bool = False) -> Vpg:
     """The tenant's group; Problem `not_found` for every other id."""
     return await find(unit, Vpg, Kind.VPG, vpg_id, lock=lock)
+
+
+async def get_status(session: TenantSession, vpg: Vpg) -> VpgStatus:
+    """What is known of a group."""
+    return await session.orm.get_one(VpgStatus, {"tenant_id": vpg.tenant_id, "vpg_id": vpg.id})
 
 
 async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:
@@ -85,6 +96,7 @@ async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
     if wanted.machines:
         await _fill(unit, vpg, wanted.machines)
     await check_plan(unit, plan)
+    await new_group_key(unit, vpg.id)
     return vpg
 
 
@@ -156,6 +168,13 @@ async def replace_whole(unit: TenantUnit, vpg: Vpg, wanted: VpgWhole) -> None:
     await replace_vpg(unit, vpg, change)
     if wanted.machines:
         await add_machines(unit, vpg, wanted.machines)
+
+
+def check_protecting(vpg: Vpg) -> None:
+    """IllegalTransition for a group whose hosts are to send nothing."""
+    lifecycle = Lifecycle(vpg.lifecycle)
+    if lifecycle not in (Lifecycle.PROTECTING, Lifecycle.INITIALISING):
+        raise IllegalTransition(lifecycle, LifecycleEvent.SYNCED, LIFECYCLE.events_of(lifecycle))
 
 
 def check_changeable(vpg: Vpg) -> None:
@@ -275,9 +294,7 @@ async def resume_vpg(unit: TenantUnit, vpg: Vpg) -> None:
     """Go on sending. Repeats change nothing."""
     if vpg.lifecycle in (Lifecycle.PROTECTING, Lifecycle.INITIALISING):
         return
-    status = await unit.session.orm.get_one(
-        VpgStatus, {"tenant_id": vpg.tenant_id, "vpg_id": vpg.id}
-    )
+    status = await get_status(unit.session, vpg)
     is_initial = status.protected_since is None
     _move(vpg, LifecycleEvent.RESUME_INITIAL if is_initial else LifecycleEvent.RESUME)
     await _switched(unit, vpg, "vpgs.resumed")
@@ -291,19 +308,18 @@ async def _switched(unit: TenantUnit, vpg: Vpg, what: str) -> None:
 
 async def force_sync(unit: TenantUnit, vpg: Vpg, wanted: ForceSyncInput) -> Operation:
     """Read disks again and bring over what differs; IllegalTransition unless it is protected."""
-    if vpg.lifecycle not in (Lifecycle.PROTECTING, Lifecycle.INITIALISING):
-        raise IllegalTransition(
-            Lifecycle(vpg.lifecycle),
-            LifecycleEvent.SYNCED,
-            LIFECYCLE.events_of(Lifecycle(vpg.lifecycle)),
-        )
+    check_protecting(vpg)
     if wanted.disk_id is not None:
         await _check_member_disk(unit, vpg, wanted.disk_id)
     shown = show(Kind.VPG, vpg.id)
     asked = WantedOperation(
-        "vpg.force_sync", shown, wanted.model_dump(), ("request", "read", "store")
+        FORCE_SYNC,
+        shown,
+        {"disk": wanted.disk_id, "full": wanted.full},
+        ("request", "read", "store"),
     )
     operation = open_operation(unit.session, asked, unit.circumstances)
+    await ask_managers(unit, vpg, CommandKind.FORCE_SYNC, operation.id)
     unit.note("vpgs.sync_forced", shown, operation=show(Kind.OPERATION, operation.id))
     return operation
 
@@ -336,7 +352,20 @@ async def delete_vpg(unit: TenantUnit, vpg: Vpg) -> Operation:
 
 
 async def _tell(unit: TenantUnit, hosts: Collection[UUID]) -> dict[UUID, int]:
+    """What these hosts are told has changed: their managers send it to them."""
+    for host in await load_hosts(unit.session, hosts):
+        command = Command(CommandKind.ASSIGN, host.id, host.id, unit.now)
+        await request_command(unit.session, command)
     return await raise_assignments(unit.session, hosts, unit.now)
+
+
+async def ask_managers(unit: TenantUnit, vpg: Vpg, kind: CommandKind, operation_id: UUID) -> None:
+    """Ask the manager of each site that has a host of the group."""
+    hosts = await load_hosts(unit.session, await hosts_of(unit.session, vpg.id))
+    by_site = {host.site_id: host.id for host in hosts}
+    for host_id in by_site.values():
+        command = Command(kind, host_id, vpg.id, unit.now, operation_id)
+        await request_command(unit.session, command)
 
 
 def _move(vpg: Vpg, event: LifecycleEvent) -> None:

@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app.alerts.service import Raised, raise_alerts
+from app.checkpoints.merging import Taken
+from app.checkpoints.recording import record_checkpoints
+from app.checkpoints.state import CheckpointKind, CheckpointState
 from app.database.sessions import TenantSession
 from app.events.ledger import Circumstances, Happening, write_ledger
-from app.kit.ids import Kind, parse, show
+from app.kit.ids import Kind, new_uuid, parse, show
 from app.operations.service import Wanted, open_operation
 from app.vpgs.following import receive_inventory
 from tests.app.service import Caller, Service
@@ -58,6 +61,21 @@ async def make_vpg(tenant: Caller, name: str, *machines: str, **settings: Any) -
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
+
+
+async def record(service: Service, tenant: Caller, *taken: Taken) -> None:
+    """The engine tells of checkpoints."""
+    async with acting(service, tenant) as (session, by):
+        await write_ledger(session, await record_checkpoints(session, taken, by.at), [], by)
+
+
+async def make_checkpoint(service: Service, tenant: Caller, vpg_id: str, tag: str) -> str:
+    """The id of a complete checkpoint with a tag."""
+    now = service.tools.clock.now()
+    key, vpg = new_uuid(now), parse(Kind.VPG, vpg_id)
+    kind, state = CheckpointKind.TAGGED, CheckpointState.COMPLETE
+    await record(service, tenant, Taken(vpg, key, now, now, state, kind, tag=tag))
+    return show(Kind.CHECKPOINT, key)
 
 
 async def make_alert(service: Service, tenant: Caller, name: str) -> str:

@@ -24,6 +24,7 @@ from tests.app.protecting import (
     machine,
     machine_ids,
     make_alert,
+    make_checkpoint,
     make_operation,
     make_vpg,
     report,
@@ -95,6 +96,12 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "POST /v1/vpgs/{vpg_id}:resume": None,
     "POST /v1/vpgs/{vpg_id}:force-sync": {},
     "POST /v1/vpgs/{vpg_id}:delete": None,
+    "GET /v1/vpgs/{vpg_id}/checkpoints": None,
+    "POST /v1/vpgs/{vpg_id}/checkpoints": {"tag": "made"},
+    "GET /v1/vpgs/{vpg_id}/checkpoints/{checkpoint_id}": None,
+    "POST /v1/vpgs/{vpg_id}/checkpoints/{checkpoint_id}:pin": {},
+    "POST /v1/vpgs/{vpg_id}/checkpoints/{checkpoint_id}:unpin": None,
+    "GET /v1/vpgs/{vpg_id}/timeline": None,
     "GET /v1/alerts": None,
     "GET /v1/alerts/{alert_id}": None,
     "POST /v1/alerts/{alert_id}:acknowledge": None,
@@ -160,6 +167,7 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
         "service_profile_id": profile.json()["id"],
         "vpg_id": vpg["id"],
         "vpg_name": name,
+        "checkpoint_id": await make_checkpoint(service, tenant, vpg["id"], name),
         "alert_id": await make_alert(service, tenant, name),
     }
 
@@ -295,6 +303,11 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     allowed |= {"GET /v1/machines", "GET /v1/machines/{machine_id}"}
     allowed |= {"GET /v1/service-profiles", "GET /v1/service-profiles/{service_profile_id}"}
     allowed |= {"GET /v1/vpgs", "GET /v1/vpgs/{vpg_id}", "GET /v1/vpgs/{vpg_id}/machines"}
+    allowed |= {
+        "GET /v1/vpgs/{vpg_id}/checkpoints",
+        "GET /v1/vpgs/{vpg_id}/checkpoints/{checkpoint_id}",
+        "GET /v1/vpgs/{vpg_id}/timeline",
+    }
     allowed |= {"GET /v1/alerts", "GET /v1/alerts/{alert_id}"}
     allowed |= {"GET /v1/operations", "GET /v1/operations/{operation_id}"}
     allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
