@@ -8,6 +8,8 @@ from fastapi import FastAPI
 
 from app.alerts.endpoints import router as alerts
 from app.checkpoints.endpoints import router as checkpoints
+from app.datanodes.endpoints import joining as joining_nodes
+from app.datanodes.endpoints import router as data_nodes
 from app.events.endpoints import router as events
 from app.events.hub import EventHub
 from app.hosts.endpoints import joining, renewing
@@ -52,6 +54,8 @@ _ROUTERS = (
     events,
     keys,
     provider_tenants,
+    data_nodes,
+    joining_nodes,
 )
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."
 

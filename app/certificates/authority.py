@@ -20,11 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from app.kit.problems import Problem
+from host_agent.wire.names import INGEST, RESTORE
 
 ROOT_YEARS = 20
 INTERMEDIATE_YEARS = 10
 HOST_LIFETIME = timedelta(hours=24)
 SERVER_LIFETIME = timedelta(days=90)
+#: Whether a node may come in is asked of the database each time, so this may be long: a node that
+#: was away for weeks comes back by itself.
+NODE_LIFETIME = timedelta(days=30)
 #: Clocks differ: a certificate is valid from a little before it was made.
 _BACKDATED = timedelta(minutes=10)
 _REQUEST_BYTES_MAX = 8192
@@ -103,6 +107,39 @@ def sign_host(issuer: Authority, key: PublicKey, uri: str, now: datetime) -> x50
     builder = _builder(name, issuer.certificate.subject, key, now, HOST_LIFETIME)
     builder = _as_leaf(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    return builder.add_extension(names, critical=False).sign(issuer.key, hashes.SHA256())
+
+
+def make_node_authority(root: Authority, now: datetime) -> Authority:
+    """The authority of data nodes and their doors: of DNS names it may only sign doors'."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    lifetime = timedelta(days=365 * INTERMEDIATE_YEARS)
+    subject = _name("Holdfast data nodes")
+    builder = _builder(subject, root.certificate.subject, key.public_key(), now, lifetime)
+    builder = _as_authority(builder, path_length=0)
+    usage = x509.ExtendedKeyUsage(
+        [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+    )
+    doors = x509.NameConstraints([x509.DNSName(INGEST), x509.DNSName(RESTORE)], None)
+    builder = builder.add_extension(usage, critical=True).add_extension(doors, critical=True)
+    return Authority(builder.sign(root.key, hashes.SHA256()), key)
+
+
+def sign_node(issuer: Authority, key: PublicKey, uri: str, now: datetime) -> x509.Certificate:
+    """A data node's own certificate for the control door: client only, one URI name."""
+    name = _name("Holdfast data node")
+    builder = _builder(name, issuer.certificate.subject, key, now, NODE_LIFETIME)
+    builder = _as_leaf(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    return builder.add_extension(names, critical=False).sign(issuer.key, hashes.SHA256())
+
+
+def sign_door(issuer: Authority, key: PublicKey, name: str, now: datetime) -> x509.Certificate:
+    """The certificate of a tenant's service at a data node, for its one server name."""
+    subject = _name("Holdfast data door")
+    builder = _builder(subject, issuer.certificate.subject, key, now, SERVER_LIFETIME)
+    builder = _as_leaf(builder, ExtendedKeyUsageOID.SERVER_AUTH)
+    names = x509.SubjectAlternativeName([x509.DNSName(name)])
     return builder.add_extension(names, critical=False).sign(issuer.key, hashes.SHA256())
 
 

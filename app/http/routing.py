@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.database.sessions import TenantSession
+from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
 from app.http import idempotency
 from app.http.unit import ProviderUnit, TenantUnit, Tools
@@ -156,19 +156,30 @@ async def _note_denied(request: Request, problem: Problem) -> None:
 
 
 class ProviderRoute(APIRoute):
-    """A route of the provider's staff."""
+    """A route of the provider's staff, or of what becomes the provider's."""
+
+    def credential(self, request: Request) -> Token:
+        """Whom the request says that it comes from; Problem `not_authenticated`."""
+        token = parse_token(bearer_of(request))
+        if token is None or token.tenant_id is not None:
+            raise refused()
+        return token
+
+    async def authenticate(
+        self, session: ProviderSession, tools: Tools, credential: Token
+    ) -> Principal:
+        """Who it is; Problem `not_authenticated`."""
+        return await authenticate_provider(session, credential, tools.sealer)
 
     def get_route_handler(self) -> _Handler:
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
             await request.body()
-            token = parse_token(bearer_of(request))
-            if token is None or token.tenant_id is not None:
-                raise refused()
+            credential = self.credential(request)
             tools: Tools = request.app.state.tools
             async with tools.database.provider() as session:
-                principal = await authenticate_provider(session, token, tools.sealer)
+                principal = await self.authenticate(session, tools, credential)
                 request.state.unit = ProviderUnit(
                     session, principal, tools, circumstances_of(request, principal.actor)
                 )

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from app.database.sessions import ProviderSession, TenantSession
-from app.identity.privileges import PRIVILEGES, Privilege, Role
+from app.identity.privileges import PRIVILEGES, PROVIDER_PRIVILEGES, Privilege, Role
 from app.identity.tokens import Token
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
@@ -78,4 +78,4 @@ async def authenticate_provider(
     if key is None or key.revoked_at or not token.matches(sealer, key.fingerprint):
         raise refused()
     actor = show(Kind.PROVIDER_KEY, key.id)
-    return Principal(None, key.id, actor, frozenset({Privilege.PROVIDER_TENANTS}))
+    return Principal(None, key.id, actor, PROVIDER_PRIVILEGES)

@@ -40,6 +40,8 @@ class Privilege(StrEnum):
     INVITATION_ACCEPT = "invitation.accept"
     LOGIN = "login"
     PROVIDER_TENANTS = "provider.tenants"
+    PROVIDER_DATA_NODES = "provider.data_nodes"
+    DATA_NODE_JOIN = "data_node.join"
 
 
 class Role(StrEnum):
@@ -85,7 +87,11 @@ _OF_OTHERS = {
     Privilege.INVITATION_ACCEPT,
     Privilege.LOGIN,
     Privilege.PROVIDER_TENANTS,
+    Privilege.PROVIDER_DATA_NODES,
+    Privilege.DATA_NODE_JOIN,
 }
+#: What the provider's staff may.
+PROVIDER_PRIVILEGES = frozenset({Privilege.PROVIDER_TENANTS, Privilege.PROVIDER_DATA_NODES})
 
 PRIVILEGES: dict[Role, frozenset[Privilege]] = {
     Role.VIEWER: _VIEWER,

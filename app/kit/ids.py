@@ -29,6 +29,8 @@ class Kind(StrEnum):
     EVENT = "evt"
     PROVIDER_KEY = "pky"
     REQUEST = "req"
+    DATA_NODE = "node"
+    JOURNAL_STORE = "store"
     OPERATION = "op"
     MACHINE = "mach"
     DISK = "disk"

@@ -42,6 +42,7 @@ CATALOGUE = _catalogue(
     ProblemKind("last_administrator", 409, "Nobody could administer the tenant any more."),
     ProblemKind("illegal_transition", 409, "The object's state does not take this."),
     ProblemKind("not_cancellable", 409, "The operation cannot be cancelled any more."),
+    ProblemKind("last_data_node", 409, "Some tenant would have no data node any more."),
     ProblemKind("quota_exceeded", 409, "The tenant's plan does not allow more."),
     ProblemKind("in_use", 409, "Something else still uses the object."),
     ProblemKind("checkpoint_failed", 409, "The checkpoint was not taken."),

@@ -3,6 +3,13 @@
 from app.models.alerts import Alert
 from app.models.base import Base, Resource, TenantOwned
 from app.models.checkpoints import Checkpoint, CheckpointPack
+from app.models.datanodes import (
+    DataNode,
+    DataNodeAuthority,
+    JournalStore,
+    StoreCredential,
+    TenantRecordNumber,
+)
 from app.models.dsm import ApplianceHealth, Command, HostStatus, Lease, ManagerAssignment
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
@@ -25,6 +32,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointPack",
     "Command",
+    "DataNode",
+    "DataNodeAuthority",
     "Disk",
     "Event",
     "GroupKeyRecord",
@@ -35,6 +44,7 @@ __all__ = [
     "IdempotencyRecord",
     "Job",
     "JoinToken",
+    "JournalStore",
     "Lease",
     "Machine",
     "ManagerAssignment",
@@ -43,10 +53,12 @@ __all__ = [
     "Resource",
     "ServiceProfile",
     "Site",
+    "StoreCredential",
     "Tenant",
     "TenantAuthority",
     "TenantLedger",
     "TenantOwned",
+    "TenantRecordNumber",
     "UsageHour",
     "User",
     "UserSession",

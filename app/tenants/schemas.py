@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import ConfigDict, Field
 
 from app.http.schemas import Input, Name, Output
+from app.sites.schemas import Territory
 
 
 class Plan(Input):
@@ -19,6 +20,9 @@ class Plan(Input):
         default=None, ge=0, description="The sizes of all protected disks. None: no limit."
     )
     retained_bytes_max: int | None = Field(default=None, ge=0, description="None: no limit.")
+    territories: list[Territory] | None = Field(
+        default=None, description="Where the tenant's data may be held and opened. None: anywhere."
+    )
     rpo_seconds_min: int = Field(default=5, ge=1, le=86_400)
 
 

@@ -92,6 +92,19 @@ def _receive_piece(end: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(descriptors)
 
 
+class _Passed:
+    """A descriptor that is no socket's."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 class Channel:
     """One end on an event loop. `on_message` gets each message and owns its descriptors."""
 
@@ -106,7 +119,7 @@ class Channel:
         self._on_closed = on_closed
         self._assembly = _Assembly()
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[bytes, Sequence[socket.socket]]] = []
+        self._waiting: list[tuple[bytes, Sequence[socket.socket | _Passed]]] = []
         self._is_open = True
         end.setblocking(False)
         self._loop.add_reader(end, self._read)
@@ -116,8 +129,13 @@ class Channel:
         """Pieces that the other end has not taken yet."""
         return len(self._waiting)
 
-    def send(self, message: Message, *passed: socket.socket) -> None:
-        """Send; never waits. Passed sockets are closed here once they have left."""
+    def say_here(self) -> None:
+        """Tell the other end which process this is, by its number and by a descriptor of it."""
+        own = _Passed(os.pidfd_open(os.getpid()))
+        self.send({"type": "here", "pid": os.getpid()}, own)
+
+    def send(self, message: Message, *passed: socket.socket | _Passed) -> None:
+        """Send; never waits. What is passed is closed here once it has left."""
         pieces = _pieces(message)
         was_idle = not self._waiting
         self._waiting += [(piece, ()) for piece in pieces[:-1]]

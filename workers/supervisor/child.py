@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import os
 import signal
 import socket
 
@@ -44,7 +43,7 @@ class _Child:
     async def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        self._channel.send({"type": "here", "pid": os.getpid()})
+        self._channel.say_here()
         stopped = asyncio.create_task(self._stop.wait())
         serving = asyncio.create_task(self._serve())
         await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)

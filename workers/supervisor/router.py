@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import signal
 import socket
 from collections.abc import Coroutine
@@ -58,7 +57,7 @@ class _Router:
         self._counters = dict.fromkeys(
             ("accepted", "passed", "refused_full", "refused_name", "refused_slow"), 0
         )
-        self._channel.send({"type": "here", "pid": os.getpid()})
+        self._channel.say_here()
 
     async def report(self) -> None:
         while True:

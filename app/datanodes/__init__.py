@@ -1,0 +1,1 @@
+"""Data nodes: they receive streams and serve restores, by records that let them work alone."""
