@@ -277,3 +277,14 @@ def open_with_tenant(
     return unwrap(
         group_key, found.data_key, "data", found.tenant, found.group, found.host, found.generation
     )
+
+
+#: What opens a journal: the tenant's key any of its groups', a group's key its own.
+JournalKey = TenantKey | GroupKey
+
+
+def open_data_key(data: bytes, key: JournalKey, identity: Identity, generation: bytes) -> bytes:
+    """The data key from its object, by either key above it; WrongKey, BadKeyFile."""
+    if isinstance(key, GroupKey):
+        return open_with_group(data, key, identity, generation)
+    return open_with_tenant(data, key, identity, generation)

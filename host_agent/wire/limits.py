@@ -97,3 +97,21 @@ SERVED_TENANTS_MAX = 10_000
 
 #: Streams of one message of facts: some 300 bytes each.
 FACTS_STREAMS_MAX = 2000
+
+#: A ticket with a key for each of a tenant's data nodes: it fits a message of the control door.
+TICKET_BYTES_MAX = 32 * KIB
+
+#: Streams of one ticket: hosts on which a group's machines run.
+TICKET_STREAMS_MAX = 256
+
+#: Largest JSON message of a restore: a list of ranges.
+RESTORE_JSON_BYTES_MAX = 256 * KIB
+
+#: Most bytes of one READ: few round trips, little memory.
+RESTORE_READ_BYTES_MAX = 4 * MIB
+
+#: READs that a client may have under way: what is read ahead for one restore.
+RESTORE_READS_MAX = 8
+
+#: Ranges of one answer: 40 bytes each in JSON.
+RESTORE_RANGES_MAX = 4096

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from host_agent.wire.errors import HoldfastError, WireError
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.names import Identity, chain_name, chain_prefix, place_of
 from host_agent.wire.record import State
 from host_agent.wire.segment import (
@@ -108,7 +108,7 @@ class Folder:
     def __init__(
         self,
         store: ObjectStore,
-        stream: tuple[Identity, TenantKey],
+        stream: tuple[Identity, JournalKey],
         policy: Policy,
         tools: FoldTools,
     ) -> None:

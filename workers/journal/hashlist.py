@@ -25,7 +25,7 @@ from host_agent.wire.hashlist import (
     pack_blocks,
     pack_directory,
 )
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.limits import HASH_BLOCK_BYTES, HASH_PART_BLOCKS, MIB
 from host_agent.wire.names import Identity, hashes_name, hashes_place, hashes_prefix
 from host_agent.wire.record import State
@@ -69,7 +69,7 @@ class WrittenHashes:
 def write_hashes(
     store: ObjectStore,
     identity: Identity,
-    tenant_key: TenantKey,
+    key: JournalKey,
     fetch: Fetch,
     progress: Progress | None = None,
 ) -> WrittenHashes:
@@ -79,12 +79,12 @@ def write_hashes(
     StoreError and what `open_journal` raises.
     """
     options = ReadOptions(use_index=True)
-    with open_journal(store, identity, tenant_key, options) as journal:
+    with open_journal(store, identity, key, options) as journal:
         place = _consistent_place(journal)
         newest = journal.newest
         if newest is not None and newest.place == place:
             return make_hashes(journal, fetch, progress)
-    with open_journal(store, identity, tenant_key, replace(options, until=place)) as journal:
+    with open_journal(store, identity, key, replace(options, until=place)) as journal:
         return make_hashes(journal, fetch, progress)
 
 

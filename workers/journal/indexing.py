@@ -15,7 +15,7 @@ import numpy as np
 
 from host_agent.wire.errors import LimitExceeded
 from host_agent.wire.hashing import RecordHash
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.limits import DISK_BYTES_MAX, MIB
 from host_agent.wire.names import Identity, index_name
 from host_agent.wire.record import RECORD, Op, Records, State
@@ -84,7 +84,7 @@ class Written:
 def write_indexes(
     store: ObjectStore,
     identity: Identity,
-    tenant_key: TenantKey,
+    key: JournalKey,
     progress: Callable[[int], None] | None = None,
 ) -> Written:
     """Make the index objects that a stream lacks; `progress` hears places done.
@@ -99,7 +99,7 @@ def write_indexes(
         return _Writer(journal, written)
 
     options = ReadOptions(progress=progress, use_index=True, keeper=keeper)
-    with open_journal(store, identity, tenant_key, options) as journal:
+    with open_journal(store, identity, key, options) as journal:
         written.damage = journal.damage
     return written
 

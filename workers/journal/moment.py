@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.names import Identity
 from workers.journal.points import Point, resolve
 from workers.journal.reader import Journal, ReadOptions, open_journal
@@ -14,7 +14,7 @@ from workers.storage.port import ObjectStore
 def open_at(
     store: ObjectStore,
     identity: Identity,
-    tenant_key: TenantKey,
+    key: JournalKey,
     text: str,
     options: ReadOptions | None = None,
 ) -> tuple[Journal, Point]:
@@ -24,7 +24,7 @@ def open_at(
     holds it and by that block's segments. Raises what `open_journal` and `resolve` raise.
     """
     options = replace(options or ReadOptions(), use_index=True)
-    journal = open_journal(store, identity, tenant_key, options)
+    journal = open_journal(store, identity, key, options)
     try:
         point = resolve(journal, text)
         if journal.is_open(point.row):
@@ -36,7 +36,7 @@ def open_at(
         raise
     journal.close()
     upto = replace(options, until=min(place, newer))
-    journal = open_journal(store, identity, tenant_key, upto)
+    journal = open_journal(store, identity, key, upto)
     if journal.damage is not None:
         damage = journal.damage
         journal.close()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from host_agent.wire.crc import crc32c, first_bad, span_crc
 from host_agent.wire.errors import BadKeyFile, ChecksumMismatch, HoldfastError, WireError, WrongKey
-from host_agent.wire.keys import TenantKey, open_with_tenant
+from host_agent.wire.keys import JournalKey, open_data_key
 from host_agent.wire.names import Identity, chain_name, key_name
 from host_agent.wire.record import Records
 from host_agent.wire.seal import FrameOpener
@@ -26,10 +26,10 @@ from workers.storage.port import ObjectStore
 class KeyRing:
     """The data keys of a stream's generations, fetched when first needed. For several threads."""
 
-    def __init__(self, store: ObjectStore, identity: Identity, tenant_key: TenantKey) -> None:
+    def __init__(self, store: ObjectStore, identity: Identity, key: JournalKey) -> None:
         self._store = store
         self._identity = identity
-        self._tenant_key = tenant_key
+        self._key = key
         self._lock = threading.Lock()
         self._keys: dict[bytes, bytes] = {}
         self._openers: dict[bytes, FrameOpener] = {}
@@ -60,9 +60,7 @@ class KeyRing:
         with self._lock:
             if generation not in self._keys:
                 data = self.key_object(generation)
-                self._keys[generation] = open_with_tenant(
-                    data, self._tenant_key, self._identity, generation
-                )
+                self._keys[generation] = open_data_key(data, self._key, self._identity, generation)
             return self._keys[generation]
 
     def opener(self, generation: bytes) -> FrameOpener:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.names import Identity, pin_name, pins_prefix
 from workers.journal.errors import NoSuchCheckpoint
 from workers.journal.points import resolve
@@ -45,10 +45,10 @@ def read_pins(store: ObjectStore, identity: Identity) -> Pins:
 
 
 def find_checkpoint(
-    store: ObjectStore, identity: Identity, tenant_key: TenantKey, selector: str
+    store: ObjectStore, identity: Identity, key: JournalKey, selector: str
 ) -> Checkpoint:
     """The checkpoint that a selector names, as far as the journal still has it; SelectorError."""
-    with open_journal(store, identity, tenant_key, ReadOptions(use_index=True)) as journal:
+    with open_journal(store, identity, key, ReadOptions(use_index=True)) as journal:
         found = resolve(journal, selector).checkpoint
     if found is None:
         raise NoSuchCheckpoint(

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from host_agent.wire.keys import TenantKey
+from host_agent.wire.keys import JournalKey
 from host_agent.wire.names import Identity
 from host_agent.wire.segment import SegmentInfo
 from workers.journal.blocks import FoundIndex, IndexBlock
@@ -63,7 +63,7 @@ _OPENINGS_MAX = 4
 def open_journal(
     store: ObjectStore,
     identity: Identity,
-    tenant_key: TenantKey,
+    key: JournalKey,
     options: ReadOptions | None = None,
 ) -> Journal:
     """Read a stream's whole chain, or what layers left of it.
@@ -74,7 +74,7 @@ def open_journal(
     """
     for _ in range(_OPENINGS_MAX):
         try:
-            return _open(store, identity, tenant_key, options or ReadOptions())
+            return _open(store, identity, key, options or ReadOptions())
         except JournalMoved:
             continue
     raise JournalMoved(f"The journal of {identity} is given up again and again while it is read.")
@@ -94,10 +94,8 @@ def data_lost(journal: Journal, place: int, error: ObjectMissing) -> JournalErro
     return PayloadDamaged(place, f"The data of {error.name} cannot be read: {error.message}")
 
 
-def _open(
-    store: ObjectStore, identity: Identity, tenant_key: TenantKey, options: ReadOptions
-) -> Journal:
-    keys = KeyRing(store, identity, tenant_key)
+def _open(store: ObjectStore, identity: Identity, key: JournalKey, options: ReadOptions) -> Journal:
+    keys = KeyRing(store, identity, key)
     # Before the chain: what is stated now must be there when the chain is read.
     statement = read_statement(store, identity)
     journal = Journal(store, identity, keys, options.spool_directory)
@@ -107,7 +105,7 @@ def _open(
             journal.take_layers(layers)
         if options.keeper is not None:
             journal.keeper = options.keeper(journal)
-        _Reading(journal, tenant_key, options).run()
+        _Reading(journal, key, options).run()
         if isinstance(journal.damage, SegmentLost) and _has_moved(journal):
             raise JournalMoved(f"The journal of {identity} was given up while it was opened.")
         if journal.damage is not None and not journal.rows:
@@ -122,7 +120,7 @@ def _open(
             journal.damage = _cut(journal, statement)
     except IndexUnfit as unfit:
         journal.close()
-        return _open(store, identity, tenant_key, replace(options, choice=unfit.choice))
+        return _open(store, identity, key, replace(options, choice=unfit.choice))
     except BaseException:
         journal.close()
         raise
@@ -132,9 +130,9 @@ def _open(
 class _Reading:
     """One pass over a chain: by index objects as far as they go, by segments around them."""
 
-    def __init__(self, journal: Journal, tenant_key: TenantKey, options: ReadOptions) -> None:
+    def __init__(self, journal: Journal, key: JournalKey, options: ReadOptions) -> None:
         self._journal = journal
-        self._tenant_key = tenant_key
+        self._key = key
         self._options = options
         ends = [end for end in (options.until, options.choice.until) if end is not None]
         self._choice = replace(options.choice, until=min(ends, default=None))
@@ -180,7 +178,7 @@ class _Reading:
             options = ReadOptions(
                 self._options.spool_directory, use_index=True, until=head.last_place, choice=others
             )
-            other = open_journal(journal.store, journal.identity, self._tenant_key, options)
+            other = open_journal(journal.store, journal.identity, self._key, options)
             if other.damage is not None:
                 other.close()
                 raise other.damage

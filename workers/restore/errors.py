@@ -37,6 +37,12 @@ class VerifyFailed(RestoreError):
     code = "verify_failed"
 
 
+class NoSuchDisk(RestoreError):
+    """The moment has no such disk, or the disk no such bytes."""
+
+    code = "no_such_disk"
+
+
 class TapMissing(RestoreError):
     """The program `holdfast-tap` cannot be found."""
 
