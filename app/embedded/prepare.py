@@ -36,7 +36,7 @@ def prepare(folder: Folder, names: list[str]) -> dict[str, Any]:
     write_server_file(folder, root, names, now)
     url = _ready_database(Postgres(folder.postgres))
     folder.used.touch()
-    token = asyncio.run(_first_provider_key(url, sealer))
+    token = asyncio.run(first_provider_key(url, sealer))
     return {
         "database_url": url.render_as_string(hide_password=False),
         "root_sha256": root.fingerprint,
@@ -60,7 +60,7 @@ def _ready_database(server: Postgres) -> URL:
     return url
 
 
-async def _first_provider_key(url: URL, sealer: Sealer) -> str | None:
+async def first_provider_key(url: URL, sealer: Sealer) -> str | None:
     """The first key of the provider's staff, once."""
     database = Database(url)
     try:

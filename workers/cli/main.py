@@ -44,7 +44,7 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
-    from workers.cli.services import api_command, worker_command
+    from workers.cli.services import api_command, setup_command, worker_command
     from workers.cli.up import up_command
 
     app.add_typer(keys_app, name="keys")
@@ -53,6 +53,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("up")(up_command)
     app.command("api")(api_command)
     app.command("worker")(worker_command)
+    app.command("setup")(setup_command)
     for name, commands in GROUPS.items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
 import typer
 
 
@@ -23,3 +26,18 @@ def worker_command() -> None:
     # The pool's own children are told what we are by the environment.
     words = ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     configured(settings).worker_main([*words, f"--loglevel={settings.log_level}"])
+
+
+def setup_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")] = False,
+) -> None:
+    """Make what a deployment shares: secret, root, certificate, roles, schema. May be repeated."""
+    from app.embedded.setup import SetupSettings, run_setup
+    from app.kit.settings import read_settings
+
+    made = run_setup(read_settings(SetupSettings))
+    if as_json:
+        typer.echo(json.dumps(made))
+        return
+    for name, value in made.items():
+        typer.echo(f"{name.replace('_', ' '):<20} {value}")
