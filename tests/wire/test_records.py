@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from host_agent.wire import limits
+from host_agent.wire import limits, record
 from host_agent.wire.errors import WireError
 from host_agent.wire.record import (
     NO_DISK,
@@ -98,6 +100,32 @@ def test_invalid_records_are_refused(op: int, change: dict[str, Any]) -> None:
         records[name] = value
     with pytest.raises(WireError):
         check_records(records, 1)
+
+
+_COLUMNS = tuple(RECORD.names or ())
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_plain_writes_are_seen_quickly_and_nothing_else_is(data: st.DataObject) -> None:
+    """The quick look never lets through what the whole check refuses."""
+    batch = Batch()
+    for _ in range(data.draw(st.integers(1, 6))):
+        batch.add(Op.WRITE)
+    records = batch.records
+    assert record._are_plain_writes(records, 1)
+    for _ in range(data.draw(st.integers(0, 3))):
+        name, row = (
+            data.draw(st.sampled_from(_COLUMNS)),
+            data.draw(st.integers(0, len(records) - 1)),
+        )
+        limit = (1 << 8 * RECORD[name].itemsize) - 1
+        near = [int(records[name][row]) + n & limit for n in (-512, -1, 0, 1, 512)]
+        ends = [0, 1, 255, 256, DISK_MAX, 1 << 20, (1 << 20) + 512, limit]
+        records[name][row] = data.draw(st.sampled_from(near + [e for e in ends if e <= limit]))
+    if record._are_plain_writes(records, 1):
+        with mock.patch.object(record, "_are_plain_writes", return_value=False):
+            check_records(records, 1)
 
 
 @pytest.mark.invariant("I10")

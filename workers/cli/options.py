@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -108,3 +108,48 @@ def command(
         return function
 
     return register
+
+
+def read_plain(options: type[T], words: Sequence[str]) -> T | None:
+    """The options of a command line that has nothing but known options, each once.
+
+    None for any other: typer reads those, and explains what is wrong. What it needs for that takes
+    longer to import than a guest should wait for its first read.
+    """
+    flags, values = _plain_words(options)
+    found: dict[str, Any] = {}
+    left = iter(words)
+    for word in left:
+        if word in flags:
+            name, value = flags[word]
+        elif word in values and (text := next(left, "-"))[:1] not in ("", "-"):
+            name, kind = values[word]
+            value = kind(text)
+        else:
+            return None
+        if name in found:
+            return None
+        found[name] = value
+    fields = dataclasses.fields(options)  # type: ignore[arg-type]
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    return options(**found) if needed <= found.keys() else None
+
+
+def _plain_words(
+    options: type[Any],
+) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, type[Any]]]]:
+    """Flags with what they set, and options with the types of their values."""
+    flags: dict[str, tuple[str, Any]] = {}
+    values: dict[str, tuple[str, type[Any]]] = {}
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        kind, option = hint.__origin__, hint.__metadata__[0]
+        if kind is bool:
+            # In an annotation its first word is the name, whatever typer calls it.
+            on, _, off = str(option.default).partition("/")
+            flags[on] = (name, True)
+            if off:
+                flags[off] = (name, False)
+        elif kind in (str, str | None, Path, Path | None):
+            is_path = kind in (Path, Path | None)
+            values["--" + name.replace("_", "-")] = (name, Path if is_path else str)
+    return flags, values

@@ -35,6 +35,12 @@ ENTRIES: Kinds = {
 }
 
 
+def distinct(ordered: NDArray[Any]) -> NDArray[Any]:
+    """The values of an ordered column, each once. (np.unique looks whether it is masked, for which
+    it imports a module that takes as long as reading a whole index object.)"""
+    return ordered[np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])]
+
+
 def pack_columns(columns: Mapping[str, NDArray[Any]], kinds: Kinds) -> dict[str, bytes]:
     """Columns as byte planes, of differences where `kinds` says so."""
     packed = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from host_agent.wire import limits
 from host_agent.wire.record import Op
 from workers.journal.blocks import IndexBlock
+from workers.journal.columns import distinct
 from workers.journal.journal import Journal
 from workers.journal.points import Point
 from workers.journal.runs import SegmentRun
@@ -284,7 +285,7 @@ class Sources:
             order = np.argsort(starts, kind="stable")
             until = np.cumsum(weights[order], dtype=np.uint64)
             marks = np.arange(1, cells, dtype=np.uint64) * np.uint64(total) // np.uint64(cells)
-            inner = np.unique(starts[order][np.searchsorted(until, marks)])
+            inner = distinct(starts[order][np.searchsorted(until, marks)])
             inner = inner[inner > 0]
         self.bounds = np.concatenate([np.zeros(1, np.uint64), inner, np.array([self._end])])
         return self.bounds

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.journal.columns import distinct
 from workers.journal.mapfile import PointMap
 from workers.journal.reader import FrameInfo, Journal
 from workers.journal.spool import Runs
@@ -61,4 +62,4 @@ class FramePieces:
             columns = {name: column[order] for name, column in columns.items()}
             if len(order):
                 wanted.append(columns)
-                yield from np.unique(columns["frame"]).tolist()
+                yield from distinct(columns["frame"]).tolist()

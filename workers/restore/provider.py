@@ -183,7 +183,7 @@ class Provider:
         with self._window.demand_slot() as slot:
             self._window.bytes[slot : slot + length] = bytes(length)
             pieces = self._map.find(disk, start, length)
-            wanted = np.unique(pieces["frame"]).tolist()
+            wanted = sorted(set(pieces["frame"].tolist()))
             if len(wanted) > 1:
                 data_of = dict(
                     zip(wanted, self._fetchers.map(self._frames.get, wanted), strict=True)
