@@ -3,24 +3,28 @@
 Random 4 KiB writes at a fixed rate, far below what the tap can do, so that a wait is seen and not
 hidden by a queue. For each fault of the failure model: the longest wait of a single request, beside
 the bound of 50 ms. The first row is the same load with nothing failing: what the machine itself
-adds. A checkpoint's row holds completions on purpose.
+adds. A checkpoint's row holds completions on purpose. Then the same in mirror mode, in which the
+machine's writes wait for QEMU's own disk and for the tap.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.demo.processes import program
 from tests.bench.cases import Case, run
 from tests.bench.processes import BenchFailed
+from tests.hypervisor.machines import Daemon, attach, wait_protected
 from tests.integration.faults import Faults, FolderOfObjects, give_credentials
 from tests.integration.place import MIB, Place, made_place
 from tests.servers.faulty_s3 import running_faulty_s3
@@ -79,8 +83,45 @@ def _rows(place: Place, faults: Faults) -> dict[str, Callable[[], object]]:
     return {"nothing": lambda: None, **faults.kinds, "checkpoint": checkpoint}
 
 
-def cases() -> Iterator[Case]:
-    """Each fault once."""
+def _measure(
+    mode: str, uri: str, rows: dict[str, Callable[[], object]], settle: Callable[[], object]
+) -> Iterator[Case]:
+    for name, fail in rows.items():
+        felt = _under(uri, fail)
+        settle()
+        note = f"median {felt.median:.2f} ms, p99.9 {felt.p999:.2f} ms, {_RATE} writes/s"
+        note += f", load {os.getloadavg()[0]:.0f}"
+        yield Case(
+            "latency", f"{mode}longest wait, {name}", "ms", felt.longest, "limit", LIMIT_MS,
+            goal=1.0, better="lower", note=note,
+        )  # fmt: skip
+
+
+def in_disk_mode(place: Place, faults: Faults) -> Iterator[Case]:
+    """The machine's disk is the tap's export."""
+    uri = place.uri
+    yield from _measure("", uri, _rows(place, faults), place.drain)
+
+
+def in_mirror_mode(place: Place, faults: Faults) -> Iterator[Case]:
+    """The machine's disk is its own; QEMU writes to the tap as well before it answers."""
+    daemon = Daemon(place.processes, place.folder, place.disk)
+    daemon.start()
+    attach(place, daemon.qmp)
+    wait_protected(place)
+
+    def kill_tap() -> None:
+        place.kill(place.site.tap)
+        time.sleep(_BEFORE_SECONDS)
+        place.site.start_tap()
+
+    rows = {**_rows(place, faults), "tap killed": kill_tap}
+    uri = f"nbd+unix:///guest?socket={daemon.nbd}"
+    yield from _measure("mirrored, ", uri, rows, lambda: wait_protected(place, 120))
+
+
+@contextmanager
+def _place() -> Iterator[tuple[Place, Faults]]:
     with (
         tempfile.TemporaryDirectory(prefix="hfb-latency-", dir="/dev/shm") as folder,
         running_faulty_s3() as store,
@@ -88,16 +129,18 @@ def cases() -> Iterator[Case]:
     ):
         store.objects = FolderOfObjects(place.bucket)  # type: ignore[assignment]
         give_credentials(place)
-        uri = place.protect()
-        faults = Faults(place, store, random.Random(1))
-        for name, fail in _rows(place, faults).items():
-            felt = _under(uri, fail)
-            place.drain()
-            note = f"median {felt.median:.2f} ms, p99.9 {felt.p999:.2f} ms, {_RATE} writes/s"
-            yield Case(
-                "latency", f"longest wait, {name}", "ms", felt.longest, "limit", LIMIT_MS,
-                goal=1.0, better="lower", note=note,
-            )  # fmt: skip
+        yield place, Faults(place, store, random.Random(1))
+
+
+def cases() -> Iterator[Case]:
+    """Each fault once, in both modes."""
+    with _place() as (place, faults):
+        place.protect()
+        yield from in_disk_mode(place, faults)
+    with _place() as (place, faults):
+        place.site.start_ingest()
+        place.site.start_host()
+        yield from in_mirror_mode(place, faults)
 
 
 if __name__ == "__main__":
