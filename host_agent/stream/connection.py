@@ -81,7 +81,6 @@ class Connection:
         self._freeing = Signal()
         self._to_free: Freed | None = None
         self._urgent = 0
-        self._behind = False
         self._asked: int | None = None
         self._probes = Signal()
         self._readback = Readback(self._say)
@@ -137,7 +136,6 @@ class Connection:
             make = partial(self._preparer.prepare, self._ring.state.head, self._bounds())
             async with self._ring.reading:
                 frame = await self._means.offload(make)
-            self._behind = frame.last_seq < self._ring.state.head
             self._sync.on_prepared(frame)
             while self._ready is not None:
                 await self._slot.wait()
@@ -147,7 +145,6 @@ class Connection:
     async def _records_ready(self) -> None:
         first = self._preparer.next_seq
         while self._ring.state.head < first:
-            self._behind = False
             await self._ring.changed.wait()
         deadline = self._means.clock.monotonic() + self._settings.linger_seconds
         while not self._is_enough(first):
@@ -160,7 +157,7 @@ class Connection:
         """Whether a frame is worth its while already, or must not wait."""
         is_many = self._ring.state.head - first + 1 >= _LINGER_RECORDS
         # A sync's blocks are large and nobody's latest work: the line should never idle for them.
-        hurries = self._behind or self._urgent >= first or self._ring.wants_sync
+        hurries = self._urgent >= first or self._ring.wants_sync
         return is_many or hurries or self._preparer.backlog_bytes >= self._bounds().plain
 
     def _bounds(self) -> FrameLimits:

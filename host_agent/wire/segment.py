@@ -13,6 +13,7 @@ from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import ChainBroken, ChecksumMismatch, LimitExceeded, WireError
 from host_agent.wire.frame import FIXED_BYTES, FrameHeader
+from host_agent.wire.pieces import Pieces
 from host_agent.wire.record import SEQ_LIMIT, State
 
 LEAD_MAGIC, TRAILER_MAGIC = b"HFSEG\0\0\x01", b"HFEND\0\0\x01"
@@ -75,6 +76,12 @@ def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[byte
 
     WireError unless a reader would accept them.
     """
+    pieces, info = gather_segment(info, frames)
+    return bytes(pieces), info
+
+
+def gather_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[Pieces, SegmentInfo]:
+    """The same, with the frames' bytes where they are."""
     parts: list[bytes | memoryview] = [_LEAD.pack(LEAD_MAGIC, info.kind, 0)]
     parts += [frame.payload for frame in frames]
     tail: list[bytes | memoryview] = [frame.header_bytes for frame in frames]
@@ -94,9 +101,9 @@ def build_segment(info: SegmentInfo, frames: Sequence[FrameBytes]) -> tuple[byte
     for part in (*parts, *tail, _pack(info, 0)[:_HASH_AT]):
         digest.update(part)
     info = replace(info, hash=digest.digest())
-    data = b"".join([*parts, *tail, pack_trailer(info)])
-    parse_tail(memoryview(data)[-tail_length:])  # a segment that nobody could read is never made
-    return data, info
+    end = b"".join([*tail, pack_trailer(info)])
+    parse_tail(end)  # a segment that nobody could read is never made
+    return Pieces([*parts, end]), info
 
 
 def pack_trailer(info: SegmentInfo) -> bytes:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from host_agent.wire.crc import crc32c
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.names import Identity, chain_name, index_name
+from host_agent.wire.pieces import Content
 from host_agent.wire.record import RECORD, Op, Records, State
 from host_agent.wire.segment import KIND_DATA, SegmentInfo
 from tests.bench.nbd_writer import corpus
@@ -57,11 +58,11 @@ class Unsynced(LocalStore):
         self.folder = folder
         self.url = f"file://{folder}"
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
-            file.write(data)
+            file.write(bytes(data))
         return Created.CREATED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from host_agent.wire.pieces import Pieces
 from workers.storage.errors import (
     BadObjectName,
     ObjectMissing,
@@ -31,6 +33,15 @@ def test_created_object_is_read_back(store: ObjectStore) -> None:
 def test_any_buffer_can_be_created(store: ObjectStore, kind: type) -> None:
     assert store.put_if_absent("t/one", kind(b"some bytes")) is Created.CREATED
     assert store.get("t/one") == b"some bytes"
+
+
+def test_many_pieces_become_one_object(store: ObjectStore) -> None:
+    data = os.urandom(300_000)
+    cuts = [*range(0, 3000, 2), 100_000, 250_000, len(data)]
+    parts = [memoryview(data)[begin:end] for begin, end in itertools.pairwise(cuts)]
+    assert store.put_if_absent("t/pieces", Pieces([b"", *parts, b""])) is Created.CREATED
+    assert store.get("t/pieces") == data
+    assert store.put_if_absent("t/pieces", Pieces(parts)) is Created.EXISTS
 
 
 def test_empty_object(store: ObjectStore) -> None:

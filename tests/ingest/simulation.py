@@ -27,6 +27,7 @@ from host_agent.wire.message import (
     parse_head,
 )
 from host_agent.wire.names import chain_name
+from host_agent.wire.pieces import Content
 from host_agent.wire.record import State
 from host_agent.wire.segment import parse_trailer
 from tests.model.store import MemoryStore
@@ -123,7 +124,7 @@ class SimulatedStore(MemoryStore):
         self._trouble = trouble
         self.late = 0
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         draw, trouble = self._rng.random(), self._trouble
         if draw < trouble.late:
             self.late += 1

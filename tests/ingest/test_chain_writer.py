@@ -10,6 +10,7 @@ import pytest
 from host_agent.wire.errors import ChainBroken
 from host_agent.wire.keys import TenantKey
 from host_agent.wire.names import Identity
+from host_agent.wire.pieces import Content
 from tests.ingest.reading import read_chain
 from tests.model.store import MemoryStore
 from tests.servers.agent import Source
@@ -85,7 +86,7 @@ def test_a_stranger_of_our_own_epoch_is_a_broken_store_and_no_fence(source: Sour
 class _Blind(MemoryStore):
     """A store that replaces what exists, and says that it created it."""
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         self.objects[name] = bytes(data)
         return Created.CREATED
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from host_agent.wire.pieces import Content
 from tests.model.builder import JournalBuilder
 from tests.model.model import MARK
 from tests.model.store import MemoryStore
@@ -169,7 +170,7 @@ class StoppingStore:
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         """Create, unless it is time to stop."""
         return self._change(lambda: self._inner.put_if_absent(name, data))  # type: ignore[return-value]
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from host_agent.wire.pieces import Content
 from tests.journal.rewriting import Position, Story, judge, write_on
 from tests.lanes import pick, tried
 from tests.model.store import MemoryStore
@@ -35,7 +36,7 @@ class MortalStore(MemoryStore):
         self._late: tuple[str, bytes] | None = None
         self._due = 0
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         self._left -= 1
         if self._left == 0:
             if self._fate == "after":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from host_agent.wire.pieces import Content
 from workers.storage.errors import ObjectMissing, ObjectTooShort
 from workers.storage.port import Created, Listed
 
@@ -20,7 +21,7 @@ class MemoryStore:
         """How errors name it."""
         return "memory://"
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         """Create, never replace."""
         if name in self.objects:
             return Created.EXISTS

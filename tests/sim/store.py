@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from host_agent.wire.pieces import Content
 from tests.sim.loop import SimLoop, block
 from workers.storage.errors import (
     ObjectMissing,
@@ -182,7 +183,7 @@ class Client:
             raise outcome
         return outcome
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         whole = bytes(data)
         made: Created = self._ask(lambda: self._service.put_if_absent(name, whole), creates=True)
         return made

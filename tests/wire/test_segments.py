@@ -12,6 +12,7 @@ import pytest
 from host_agent.wire import limits
 from host_agent.wire.errors import ChainBroken, ChecksumMismatch, LimitExceeded, WireError
 from host_agent.wire.hashing import RecordHash
+from host_agent.wire.pieces import Pieces
 from host_agent.wire.record import Op
 from host_agent.wire.seal import FrameOpener, FrameSealer, SealedFrame
 from host_agent.wire.segment import (
@@ -337,3 +338,15 @@ def test_random_bytes_are_no_segment() -> None:
         for _ in range(20):
             with pytest.raises(WireError):
                 parse_tail(rng.randbytes(size))
+
+
+def test_pieces_are_equal_to_the_same_bytes_in_one() -> None:
+    pieces = Pieces([b"ab", memoryview(b"c"), b""])
+    assert bytes(pieces) == b"abc"
+    assert len(pieces) == 3
+    assert pieces == b"abc"
+    assert bytearray(b"abc") == pieces
+    assert pieces == Pieces([b"abc"])
+    assert pieces != b"abd"
+    assert pieces != b"ab"
+    assert pieces != "abc"

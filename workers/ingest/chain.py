@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from host_agent.wire.errors import ChainBroken, HoldfastError, WireError
 from host_agent.wire.names import Identity, chain_name, chain_prefix, key_name, place_of
+from host_agent.wire.pieces import Content
 from host_agent.wire.segment import (
     KIND_DATA,
     KIND_EPOCH,
@@ -22,6 +23,7 @@ from host_agent.wire.segment import (
     SegmentInfo,
     build_segment,
     check_follows,
+    gather_segment,
     parse_trailer,
     verify_segment,
 )
@@ -265,7 +267,7 @@ class ChainWriter:
             raise self._fenced
         assert self._end is not None, "append before claim"
         first, last = batch.frames[0].header, batch.frames[-1].header
-        data, info = build_segment(
+        data, info = gather_segment(
             SegmentInfo(
                 kind=KIND_DATA,
                 place=self._end.place + 1,
@@ -291,7 +293,7 @@ class ChainWriter:
         self._end = info
         return info
 
-    def _create(self, place: int, data: bytes) -> bool:
+    def _create(self, place: int, data: Content) -> bool:
         """Whether the object at `place` is ours: made now, or by an earlier try of this writer.
 
         Fenced where we stalled for so long that the name had been taken, and was collected since.

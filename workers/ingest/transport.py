@@ -91,16 +91,14 @@ class TlsTransport(asyncio.Transport):
 
     def _read(self) -> None:
         """A turn: everything that is there, within bounds."""
-        protocol, receive, count = self._protocol, self._tls.recv_into, 0
+        protocol, count = self._protocol, 0
         assert protocol is not None
         try:
             while not self._is_paused and not self._is_closed:
                 if count >= _TURN_BYTES:
                     self._loop.call_soon(self._read)
                     return
-                got = receive(protocol.get_buffer(-1), RECORD_BYTES)
-                count += got
-                protocol.buffer_updated(got)
+                count += self._fill(protocol)
         except SSL.WantReadError:
             return
         except SSL.WantWriteError:
@@ -109,6 +107,21 @@ class TlsTransport(asyncio.Transport):
             if is_end(error):
                 protocol.eof_received()
             self._lose()
+
+    def _fill(self, protocol: asyncio.BufferedProtocol) -> int:
+        """Bytes that came into the memory that the protocol wants filled; raises where TLS waits.
+
+        The protocol hears of all at once, not of each TLS record.
+        """
+        into, receive, at = memoryview(protocol.get_buffer(-1)), self._tls.recv_into, 0
+        wanted = min(len(into), _TURN_BYTES)
+        try:
+            while at < wanted:
+                at += receive(into[at:], RECORD_BYTES)
+        finally:
+            if at:
+                protocol.buffer_updated(at)
+        return at
 
     # --- what leaves
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from host_agent.wire.pieces import Content, Pieces
 from workers.storage.errors import (
     ObjectMissing,
     ObjectTooLarge,
@@ -43,6 +44,8 @@ from workers.storage.port import (
 
 _UNFINISHED = ".unfinished"
 _TRIES_MAX = 8
+#: Pieces that one call writes; the kernel takes as many.
+_IOV_MAX = 1024
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -83,7 +86,7 @@ class LocalStore:
     def label(self) -> str:
         return f"file://{self._root}"
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         target = self._path(name)
         if self._failed_sync is not None:
             raise StoreRefused(
@@ -96,7 +99,7 @@ class LocalStore:
                 return Created.EXISTS
             return self._put(target, data)
 
-    def _put(self, target: Path, data: bytes | bytearray | memoryview) -> Created:
+    def _put(self, target: Path, data: Content) -> Created:
         _make_directories(target.parent)
         for _ in range(_TRIES_MAX):
             with self._unfinished_file() as (path, descriptor):
@@ -310,10 +313,17 @@ def _errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, f"error {error.errno}")
 
 
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    rest = memoryview(data).cast("B")
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
+def _write_all(descriptor: int, data: Content) -> None:
+    parts = data.parts if isinstance(data, Pieces) else [data]
+    rest = [memoryview(part).cast("B") for part in parts if len(part)]
+    at = 0
+    while at < len(rest):
+        written = os.writev(descriptor, rest[at : at + _IOV_MAX])
+        while at < len(rest) and written >= len(rest[at]):
+            written -= len(rest[at])
+            at += 1
+        if written:
+            rest[at] = rest[at][written:]
 
 
 def _sync_directory(path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
+from host_agent.wire.pieces import Content
 from workers.storage.errors import BadObjectName
 
 #: S3 allows 1,024 bytes; what a store puts before our names must fit as well.
@@ -53,7 +54,7 @@ class ObjectStore(Protocol):
         """The store as people know it: its URL without what is secret."""
         ...
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         """Make the object, durable when this returns, unless the name is taken.
 
         Never changes an object that is there. EXISTS says nothing of what it holds: read it.

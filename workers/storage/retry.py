@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from host_agent.wire.pieces import Content
 from workers.storage.errors import (
     ObjectMissing,
     OutcomeUnknown,
@@ -65,7 +66,7 @@ class RetryingStore:
     def label(self) -> str:
         return self._inner.label
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         unsure = False
 
         def attempt() -> Created:
@@ -88,7 +89,7 @@ class RetryingStore:
                 raise OutcomeUnknown(error.message, hint=error.hint) from error
             raise
 
-    def _holds(self, name: str, data: bytes | bytearray | memoryview) -> bool:
+    def _holds(self, name: str, data: Content) -> bool:
         try:
             return self._inner.get(name) == data
         except ObjectMissing as error:

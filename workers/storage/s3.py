@@ -23,6 +23,7 @@ import botocore.config
 import botocore.exceptions
 import urllib3.exceptions
 
+from host_agent.wire.pieces import Content
 from workers.storage.errors import (
     ObjectMissing,
     ObjectTooLarge,
@@ -131,7 +132,7 @@ class S3Store:
     def label(self) -> str:
         return self._place.label
 
-    def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> Created:
+    def put_if_absent(self, name: str, data: Content) -> Created:
         key = self._key(name)
         body = data if isinstance(data, bytes | bytearray) else bytes(data)
         try:
