@@ -159,10 +159,16 @@ def make_hello(source: Source) -> Hello:
 class Agent:
     """One connection."""
 
-    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, source: Source) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        source: Source,
+        server_name: str = "localhost",
+    ) -> None:
         self.source = source
         raw = socket.create_connection(address, timeout=10)
-        self.socket = context.wrap_socket(raw, server_hostname="localhost")
+        self.socket = context.wrap_socket(raw, server_hostname=server_name)
         self.socket.settimeout(10)
         self.sealer = source.sealer()
         self.welcome: Welcome | None = None

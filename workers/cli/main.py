@@ -27,6 +27,8 @@ def make_app(first: str = "") -> typer.Typer:
     app.callback()(root)
     if first == "restore":
         _add_restore(app)
+    elif first == "datanode":
+        _add_datanode(app)
     else:
         _add_all(app)
     return app
@@ -38,8 +40,15 @@ def _add_restore(app: typer.Typer) -> None:
     app.add_typer(restore_app, name="restore")
 
 
+def _add_datanode(app: typer.Typer) -> None:
+    from workers.cli.datanode import datanode_app
+
+    app.add_typer(datanode_app, name="datanode")
+
+
 def _add_all(app: typer.Typer) -> None:
     _add_restore(app)
+    _add_datanode(app)
     from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.journal import VerifyOptions, journal_app, verify_command

@@ -15,7 +15,7 @@ from workers.ingest.memory import reuse_memory
 from workers.ingest.ports import SystemClock
 from workers.ingest.server import Server
 from workers.ingest.service import Background, StoreWork
-from workers.ingest.status import serve_status, status_of
+from workers.ingest.status import serve_json, status_of
 from workers.ingest.tls import server_context
 from workers.ingest.tools import Tools
 
@@ -87,7 +87,7 @@ class _Process:
         if path is None:
             return None
         try:
-            return await serve_status(
+            return await serve_json(
                 path,
                 lambda: status_of(self._server, self._tools.budget, self._background.now()),
             )

@@ -36,7 +36,7 @@ def status_of(server: Server, budget: Budget, now: Moment) -> dict[str, object]:
     }
 
 
-async def serve_status(path: Path, make: Callable[[], dict[str, object]]) -> asyncio.AbstractServer:
+async def serve_json(path: Path, make: Callable[[], dict[str, object]]) -> asyncio.AbstractServer:
     """Listen on a Unix socket, mode 0600; each connection gets one answer. OSError."""
 
     async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

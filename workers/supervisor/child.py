@@ -29,7 +29,11 @@ REPORT_SECONDS = 2.0
 def run_child(end: socket.socket) -> int:
     """Serve until the supervisor hangs up or a signal comes; the exit status."""
     reuse_memory()
-    return asyncio.run(_Child(end).run())
+    return asyncio.run(_run(end))
+
+
+async def _run(end: socket.socket) -> int:
+    return await _Child(end).run()
 
 
 class _Child:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from host_agent.wire.errors import WireError
-from host_agent.wire.nodecontrol import Records, StreamFacts
+from host_agent.wire.nodecontrol import StreamFacts, TenantRecord
 from host_agent.wire.serving import ServingRecord, decode_record
 from workers.ingest.log import Log
 from workers.supervisor.channel import Message
@@ -86,28 +86,38 @@ class Node:
         """Which version of each tenant's record is held."""
         return {tenant: kept.record.version for tenant, kept in self._kept.items()}
 
-    def take_records(self, message: Records) -> None:
-        """Keep what is newer, on the disk first, and tell the processes. Blocks for the disk."""
-        for one in message.records:
-            if bytes(one.record) == b"null":
-                self._retire(one.tenant)
-                continue
-            try:
-                self._take_record(decode_record(one.record))
-            except WireError as error:
-                self._log.warning("record_refused", tenant=one.tenant, message=error)
-        if message.tenants is not None:
-            for tenant in self._kept.keys() - set(message.tenants):
+    def take_record(self, told: TenantRecord) -> None:
+        """Keep it if it is newer, and tell the tenant's processes. Blocks for the disk."""
+        if bytes(told.record) == b"null":
+            self._retire(told.tenant)
+            return
+        try:
+            record = decode_record(told.record)
+        except WireError as error:
+            self._log.warning("record_refused", tenant=told.tenant, message=error)
+        else:
+            self._take_record(record)
+
+    def serve_only(self, tenants: list[str] | None) -> None:
+        """These tenants and no others; None: it stays as it was."""
+        if tenants is not None:
+            for tenant in self._kept.keys() - set(tenants):
                 self._retire(tenant)
-        self.on_wanted()
+
+    def _keep(self, kept: Kept) -> None:
+        """What the manager says holds even if the disk refuses it: a host may be shut out by it."""
+        self._kept[kept.record.tenant] = kept
+        try:
+            self._store.save(kept)
+        except OSError as error:
+            self._log.warning("record_not_kept", tenant=kept.record.tenant, message=error.strerror)
 
     def _take_record(self, record: ServingRecord) -> None:
         held = self._kept.get(record.tenant)
         kept = supersede(held, record)
         if kept is None:
             return
-        self._store.save(kept)
-        self._kept[record.tenant] = kept
+        self._keep(kept)
         self._log.info("record_taken", tenant=record.tenant, version=record.version)
         is_other_store = held is not None and held.record.store != record.store
         for service in SERVICES:
@@ -154,9 +164,7 @@ class Node:
         kept = self._kept.get(tenant)
         if kept is None:
             return
-        kept = with_identity(kept, service, identity)
-        self._store.save(kept)
-        self._kept[tenant] = kept
+        self._keep(with_identity(kept, service, identity))
         slot = self._slots.get(key)
         if slot is not None:
             slot.process.send({"type": "identity", **_shown(identity)})
@@ -226,8 +234,7 @@ class Node:
         if slot is None or kept is None:
             return
         if message["type"] == "ready" and kept.probed != kept.record.store.url:
-            self._kept[key[0]] = with_probed(kept)
-            self._store.save(self._kept[key[0]])
+            self._keep(with_probed(kept))
         elif message["type"] == "report":
             slot.status = message["status"]
             self._take_facts(slot, key[0], message["facts"])

@@ -69,7 +69,7 @@ class RecordStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = directory / KEY_FILE
         if not file.exists():
-            _replace(file, secrets.token_bytes(_KEY_BYTES))
+            replace_file(file, secrets.token_bytes(_KEY_BYTES))
         key = file.read_bytes()
         if len(key) != _KEY_BYTES:
             raise RecordUnreadable(
@@ -91,7 +91,7 @@ class RecordStore:
         tenant = kept.record.tenant
         nonce = os.urandom(_NONCE_BYTES)
         sealed = AESGCM(self.key).encrypt(nonce, msgspec.json.encode(kept), _context(tenant))
-        _replace(self._file(tenant), _MAGIC + nonce + sealed)
+        replace_file(self._file(tenant), _MAGIC + nonce + sealed)
 
     def remove(self, tenant: str) -> None:
         """Forget a tenant."""
@@ -149,7 +149,8 @@ def _context(tenant: str) -> bytes:
     return b"holdfast node record v1\0" + tenant.encode()
 
 
-def _replace(file: Path, data: bytes) -> None:
+def replace_file(file: Path, data: bytes) -> None:
+    """Write the file whole or not at all, mode 0600, on the disk before it returns; OSError."""
     part = file.with_name(f"{file.name}.part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 from workers.storage.s3 import warm
@@ -72,6 +73,8 @@ def _fork(end: socket.socket, kind: str, descriptors: list[int]) -> None:
         set_name(f"hf-{kind}")
         life = run_router if kind == ROUTER else run_child
         status = life(socket.socket(fileno=descriptors[0]))
+    except Exception:  # noqa: BLE001 - a defect: it is shown, and this process ends
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
