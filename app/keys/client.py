@@ -67,7 +67,14 @@ class SocketKeys:
             if answer.refusal is not None:
                 raise problem_of(answer.refusal)
             return msgspec.json.decode(answer.done, type=kind)
-        except (OSError, EOFError, TimeoutError, WireError, msgspec.DecodeError) as error:
+        except (
+            OSError,
+            EOFError,
+            TimeoutError,
+            WireError,
+            msgspec.DecodeError,
+            UnicodeError,
+        ) as error:
             why = str(error) or "it takes too long"
             raise KeyServiceAway(
                 f"The key service at {self._path} does not answer: {why}.",

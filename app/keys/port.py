@@ -67,7 +67,7 @@ class WrappedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """From a column; WireError."""
         try:
             return msgspec.json.decode(text[:KEY_OBJECT_BYTES_MAX], type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise WireError(f"This is no wrapped key: {error}.") from None
 
 

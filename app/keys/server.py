@@ -85,7 +85,7 @@ class KeyServer:
             try:
                 request = msgspec.json.decode(data, type=AnyRequest)
                 done = await self._do(request)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 answer = Answer(refusal=_refused(str(error)))
             except HoldfastError as error:
                 answer = Answer(refusal=refusal_of(error))

@@ -74,7 +74,7 @@ def load(folder: Path, ticket: Ticket) -> Kept:
         raise target_error(folder, "used", error) from error
     try:
         kept = msgspec.json.decode(data, type=Kept)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         kept = None
     if kept is None or (kept.tenant, kept.vpg) != (ticket.tenant, ticket.vpg):
         raise TargetInUse(

@@ -235,7 +235,7 @@ _T = TypeVar("_T")
 def _decode(plain: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.msgpack.decode(plain, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise WireError(f"A hash list's content is malformed: {error}.") from None
 
 

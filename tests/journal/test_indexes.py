@@ -22,6 +22,7 @@ from workers.journal.errors import PayloadDamaged
 from workers.journal.indexfile import IndexBuilder, parse_index
 from workers.journal.indexing import write_indexes
 from workers.journal.moment import open_at
+from workers.journal.opening import KeyRing
 from workers.journal.paint import U64, Painted, paint
 from workers.journal.pitmap import get_map
 from workers.journal.points import list_points, resolve
@@ -337,6 +338,26 @@ def test_a_lost_key_object_is_in_every_index_object() -> None:
     wanted = at(builder, store, "latest-write")
     del store.objects[key_name(builder.identity, builder.generations[0])]
     assert at(builder, store, "latest-write") == wanted
+
+
+@pytest.mark.invariant("I10")
+@pytest.mark.parametrize("byte", [0xD2, 0x00, ord("x")])
+def test_a_damaged_key_object_is_never_copied(byte: int) -> None:
+    """Damaged after it was opened, and also where what is left is no text at all."""
+    builder, store = build(3)
+    generation = builder.generations[0]
+    name = key_name(builder.identity, generation)
+    whole = store.objects[name]
+    keys = KeyRing(store, builder.identity, builder.tenant_key)
+    assert keys.key_copy(generation).encode() == whole
+    keys.data_key(generation)
+    for place in range(10, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] = byte
+        if bytes(damaged) != whole:
+            store.objects[name] = bytes(damaged)
+            with pytest.raises(HoldfastError):
+                keys.key_copy(generation)
 
 
 def test_disks_that_leave_and_come_back() -> None:

@@ -78,7 +78,7 @@ def unpack(data: bytes, kinds: Kinds, count: int) -> Columns:
     """What `pack` packed: columns of `count` rows; WireError."""
     try:
         columns = unpack_columns(msgspec.msgpack.decode(data, type=dict[str, bytes]), kinds)
-    except (msgspec.DecodeError, KeyError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, KeyError, RecursionError) as error:
         raise WireError(f"The columns of an index object are malformed: {error}.") from None
     if any(len(column) != count for column in columns.values()):
         raise WireError("The columns of an index object have another length than it says.")

@@ -244,7 +244,7 @@ class SealedIndex:
             raise WireError("An index object's summary is longer than any.")
         try:
             summary = msgspec.msgpack.decode(decompress(packed, length), type=Summary)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise WireError(f"An index object's summary is malformed: {error}.") from None
         first = HEAD_BYTES + len(self._clear) + len(self._summary)
         whole = first + sum(section.sealed for section in summary.sections) + _HASH_BYTES

@@ -198,7 +198,7 @@ class _Writer:
         journal, number = self._journal, info.place // indexfile.SPAN**block.level
         identity, keys = journal.identity, {}
         for part in [*block.parts, GenerationPart(info.generation, 0, [])]:
-            keys[part.name.hex()] = journal.keys.key_object(part.name).decode()
+            keys[part.name.hex()] = journal.keys.key_copy(part.name)
         hashes = block.hashes if block.level == 1 else []
         head = IndexHead(block.level, number, identity.hash, block.previous, info, keys, hashes)
         try:

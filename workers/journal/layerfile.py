@@ -315,7 +315,7 @@ def open_list(head: Head, sealed: bytes, sealer: Sealer) -> ListBody:
     plain = head.open(0, sealed, head.plain_length, sealer)
     try:
         return msgspec.msgpack.decode(plain, type=ListBody)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise WireError(f"A layer list's content is malformed: {error}.") from None
 
 
@@ -344,7 +344,7 @@ def open_layer_index(data: bytes, sealer: Sealer) -> IndexContent:
             unpack_columns(found.frames, PIECES),
             found.parts,
         )
-    except (msgspec.DecodeError, KeyError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, KeyError, RecursionError) as error:
         raise WireError(f"A layer's index is malformed: {error}.") from None
     if sum(count for count, _ in content.parts) != len(content.pieces["plain"]):
         raise WireError("A layer's index has other pieces than its parts.")

@@ -278,7 +278,7 @@ class Layering:
                 )
             )  # fmt: skip
         names = {ref.seal for ref in refs} | {self._newest.generation.hex()}
-        objects = {name: keys.key_object(bytes.fromhex(name)).decode() for name in sorted(names)}
+        objects = {name: keys.key_copy(bytes.fromhex(name)) for name in sorted(names)}
         return ListClear(self._number, pack_trailer(self._newest).hex(), objects, refs)
 
     def finished(self) -> tuple[str, bytes]:

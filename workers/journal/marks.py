@@ -131,7 +131,7 @@ class MarkColumns:
         """What `packed` packed; WireError."""
         try:
             found = msgspec.msgpack.decode(data, type=_Packed)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise WireError(f"The markers of an index object are malformed: {error}.") from None
         if len(found.ids) % _ID_BYTES or len(found.commit_ids) % _ID_BYTES:
             raise WireError("The markers of an index object are cut off.")

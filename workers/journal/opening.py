@@ -55,6 +55,14 @@ class KeyRing:
                 hint="Restore that object; it is never collected while the journal lasts.",
             ) from None
 
+    def key_copy(self, generation: bytes) -> str:
+        """A generation's key object for an object that carries a copy of it, which has to open:
+        what is damaged is never copied. KeyObjectLost, WrongKey, BadKeyFile.
+        """
+        data = self.key_object(generation)
+        open_data_key(data, self._key, self._identity, generation)
+        return data.decode()
+
     def data_key(self, generation: bytes) -> bytes:
         """A generation's data key; KeyObjectLost, WrongKey, BadKeyFile."""
         with self._lock:
