@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
+        "--identity",
+        metavar="DIR",
+        help="the folder of a host that enrolled, in place of a configuration",
+    )
+    common.add_argument(
         "--config",
         metavar="FILE",
         help=f"configuration; else ${client.CONFIG_VARIABLE}, ./agent.toml, "
@@ -141,14 +146,21 @@ def _add_group_verbs(verbs: Any, answers: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> int:
     # One thread of a library that is used for small arrays only; it takes memory for each core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if given.identity is not None:
+        from host_agent.control.tenants import run_parent
+
+        return run_parent(Path(given.identity))
     from host_agent.control.process import run_agent
 
     return run_agent(client.find_config(given.config))
 
 
 def _ask(given: argparse.Namespace, request: dict[str, Any], seconds: float = 120.0) -> Any:
-    config = client.find_config(given.config)
-    return client.ask(client.socket_of(config), request, seconds)
+    if given.identity is not None:
+        socket = client.socket_of_identity(Path(given.identity))
+    else:
+        socket = client.socket_of(client.find_config(given.config))
+    return client.ask(socket, request, seconds)
 
 
 def _show(given: argparse.Namespace, answer: dict[str, Any], text: str) -> int:

@@ -45,6 +45,11 @@ def socket_of(config: Path) -> Path:
         raise BadConfig(f"{config}: state_dir is missing.", hint="Add state_dir.") from None
 
 
+def socket_of_identity(directory: Path) -> Path:
+    """Where the agent of an enrolled host's folder listens."""
+    return directory.absolute() / "state" / "agent.sock"
+
+
 def ask(path: Path, request: dict[str, Any], seconds: float = 120.0) -> dict[str, Any]:
     """One command and its answer; AgentNotRunning or CommandRefused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from host_agent import __version__
+from host_agent.stream.tunnel import proxy_for
 from host_agent.wire.errors import HoldfastError
 
 _TOKEN = re.compile(r"hfj_[0-9a-z]{26}_[0-9a-z]{26}_[0-9a-f]{64}_([0-9a-f]{64})")
@@ -59,6 +60,11 @@ class Identity:
     directory: Path
     api: str
     facts: Mapping[str, Any]
+
+    @property
+    def control_doors(self) -> tuple[str, ...]:
+        """Where managers are, HOST:PORT, as the service said when the host joined or renewed."""
+        return tuple(str(door) for door in self.facts.get("control_doors") or ())
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -123,6 +129,18 @@ def load_identity(directory: Path) -> Identity:
         ) from None
 
 
+def time_of_service(identity: Identity) -> str:
+    """What time the service says it is, as HTTP writes it; ServiceNotBelieved, EnrolmentFailed."""
+    context = _believing((identity.directory / ROOT).read_text())
+    return _exchange(identity.api, context, "/v1/root-certificate", None, {})[2]
+
+
+def set_control_doors(directory: Path, doors: list[str]) -> None:
+    """Remember where managers are, HOST:PORT."""
+    facts = {**load_identity(directory).facts, "control_doors": doors}
+    _write(directory / IDENTITY, json.dumps(facts, indent=2).encode())
+
+
 def _fetch_root(api: str, pinned: str) -> str:
     """The root's PEM; ServiceNotBelieved unless it is the pinned one. Nothing of ours is sent."""
     unbelieved = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -156,18 +174,25 @@ def _call(
     body: Mapping[str, Any] | None,
     headers: Mapping[str, str],
 ) -> dict[str, Any]:
-    place = urlsplit(api)
-    if place.scheme != "https" or not place.hostname:
-        raise EnrolmentFailed(f"{api} is not an https:// address.", hint="Check --api.")
-    connection = http.client.HTTPSConnection(
-        place.hostname, place.port or 443, timeout=_SECONDS_MAX, context=context
-    )
+    status, text, _ = _exchange(api, context, path, body, headers)
+    return _read(api, status, text)
+
+
+def _exchange(
+    api: str,
+    context: ssl.SSLContext,
+    path: str,
+    body: Mapping[str, Any] | None,
+    headers: Mapping[str, str],
+) -> tuple[int, bytes, str]:
+    """(status, body, date) of an answer; EnrolmentFailed, ServiceNotBelieved."""
+    connection = _connection(api, context)
     try:
         data = None if body is None else json.dumps(body)
         sent = {"content-type": "application/json", **headers}
         connection.request("GET" if body is None else "POST", path, data, sent)
         answer = connection.getresponse()
-        text = answer.read(_ANSWER_BYTES_MAX)
+        return answer.status, answer.read(_ANSWER_BYTES_MAX), answer.headers.get("date", "")
     except ssl.SSLCertVerificationError as error:
         raise ServiceNotBelieved(
             f"{api} shows a certificate that is not believed: {error.verify_message}.",
@@ -179,7 +204,25 @@ def _call(
         ) from None
     finally:
         connection.close()
-    return _read(api, answer.status, text)
+
+
+def _connection(api: str, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    place = urlsplit(api)
+    if place.scheme != "https" or not place.hostname:
+        raise EnrolmentFailed(f"{api} is not an https:// address.", hint="Check --api.")
+    try:
+        proxy = proxy_for(place.hostname)
+    except OSError as error:
+        raise EnrolmentFailed(f"{error}.", hint="Correct HTTPS_PROXY.") from None
+    address = (place.hostname, place.port or 443)
+    if proxy is None:
+        return http.client.HTTPSConnection(*address, timeout=_SECONDS_MAX, context=context)
+    connection = http.client.HTTPSConnection(
+        proxy.host, proxy.port, timeout=_SECONDS_MAX, context=context
+    )
+    secret = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+    connection.set_tunnel(*address, secret)
+    return connection
 
 
 def _read(api: str, status: int, text: bytes) -> dict[str, Any]:
@@ -213,7 +256,7 @@ def _keep(
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    facts = {**facts, "api": api}
+    facts = {**_known(directory), **facts, "api": api}
     certificate = str(facts.pop("certificate"))
     facts.pop("root_certificate", None)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -221,6 +264,15 @@ def _keep(
     _write(directory / ROOT, root.encode())
     _write(directory / IDENTITY, json.dumps(facts, indent=2).encode())
     return Identity(directory, api, facts)
+
+
+def _known(directory: Path) -> dict[str, Any]:
+    """What a service of an earlier version said once and does not repeat."""
+    try:
+        doors = load_identity(directory).control_doors
+    except EnrolmentFailed:
+        return {}
+    return {"control_doors": list(doors)} if doors else {}
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -48,6 +48,12 @@ class BadAssignment(HoldfastError):
     code = "bad_assignment"
 
 
+class NotInInventory(HoldfastError):
+    """A manager names a disk that this host's administrator did not put into its reach."""
+
+    code = "not_in_inventory"
+
+
 class DataKeyAwaited(HoldfastError):
     """A stream cannot begin: its manager has not answered with the key yet."""
 
@@ -70,6 +76,24 @@ class UnknownCommand(HoldfastError):
     """A kind of command that this agent does not have."""
 
     code = "unknown_command"
+
+
+class UnknownTenant(HoldfastError):
+    """A tenant that is not placed on this host."""
+
+    code = "unknown_tenant"
+
+
+class Busy(HoldfastError):
+    """More is asked for at once than this host does."""
+
+    code = "busy"
+
+
+class Managed(HoldfastError):
+    """What a manager decides cannot be changed on the host."""
+
+    code = "managed"
 
 
 class ManagerLost(HoldfastError):

@@ -1,4 +1,4 @@
-"""The verbs `enrol` and `renew` of the command line."""
+"""The verbs `enrol`, `renew` and `doctor` of the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIRECTORY = "/etc/holdfast/identity"
 
 
 def add_identity_verbs(verbs: Any) -> None:
-    """`enrol` and `renew`: they need no configuration and no running agent."""
+    """`enrol`, `renew` and `doctor`: they need no configuration and no running agent."""
     joins = verbs.add_parser("enrol", help="make this machine a host of a tenant")
     joins.add_argument("--api", metavar="URL", required=True, help="https://NAME[:PORT]")
     joins.add_argument(
@@ -26,8 +26,11 @@ def add_identity_verbs(verbs: Any) -> None:
     joins.set_defaults(run=_enrol)
     renews = verbs.add_parser("renew", help="renew this host's certificate by its key")
     renews.set_defaults(run=_renew)
-    for verb in (joins, renews):
-        verb.add_argument("--directory", metavar="DIR", default=_DIRECTORY, help=_DIRECTORY)
+    looks = verbs.add_parser("doctor", help="look at everything between this host and its service")
+    looks.set_defaults(run=_doctor)
+    for verb in (joins, renews, looks):
+        names = ("--directory", "--identity")
+        verb.add_argument(*names, metavar="DIR", default=_DIRECTORY, help=_DIRECTORY)
         verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -37,6 +40,13 @@ def _enrol(given: argparse.Namespace) -> int:
 
 def _renew(given: argparse.Namespace) -> int:
     return _show(given, renew(Path(given.directory)))
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    # It brings the whole agent along, which the other verbs here do without.
+    from host_agent.control.doctor import run_doctor
+
+    return run_doctor(Path(given.directory), as_one_object=given.json)
 
 
 def _token(file: str) -> str:

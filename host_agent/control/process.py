@@ -25,7 +25,7 @@ _log = logging.getLogger("holdfast.agent")
 def run_agent(config_file: Path) -> int:
     """Run until SIGTERM or SIGINT; HoldfastError if it cannot start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    _keep_memory()
+    keep_memory()
     config = load_config(config_file)
     state = StateDir(config.state_dir)
     state.lock()
@@ -37,7 +37,7 @@ def run_agent(config_file: Path) -> int:
     return 0
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let malloc keep the memory of frames that come and go, in one arena for all threads.
 
     Else each frame's four million bytes are given to the kernel and faulted in again, which costs

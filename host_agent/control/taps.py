@@ -99,6 +99,11 @@ class TapHost:
                 "detach", seconds=_ATTACH_SECONDS, group=group, disk=disk, force=force
             )
 
+    async def close(self, group: str) -> None:
+        """Give back what a group has whose last disk is detached; TapRefused."""
+        async with self.channel() as channel:
+            await channel.call("close", seconds=_ATTACH_SECONDS, group=group)
+
     async def _reach(self) -> TapChannel:
         try:
             return await connect(self.socket)

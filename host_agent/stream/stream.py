@@ -102,6 +102,7 @@ class Stream:
         )
         self._is_ending = False
         self._renew: str | None = None
+        self._ends = 0
         self._wanted: tuple[bytes, int] = (b"", 0)
         self._tidied: bytes = b""
         self._nudge = Signal()
@@ -338,7 +339,7 @@ class Stream:
         return True
 
     async def _connect(self, ring: OpenRing) -> None:
-        self.phase = "connecting"
+        self.phase, ends = "connecting", self._ends
         self.figures.counters.connections += 1
         link = await self._doors.dial(self.decider.address)
         failpoint("link_after_dial_before_hello")
@@ -347,6 +348,8 @@ class Stream:
             connection = await self._begin(ring, link)
             self.connection, self.phase, self.failure = connection, "streaming", None
             self._repeat_wish(ring, connection)
+            if self._ends != ends:
+                connection.finish("it was to end before it began")
             await connection.run()
         finally:
             self.connection, self.epoch = None, None
@@ -417,6 +420,8 @@ class Stream:
         self._stored_changed.notify()
 
     def _end_connection(self, why: str) -> None:
+        """Also of one that is being made: what was asked for holds from now on."""
+        self._ends += 1
         if self.connection is not None:
             self.connection.finish(why)
         self._nudge.notify()

@@ -13,6 +13,9 @@ from dataclasses import replace
 
 import pytest
 
+from host_agent.stream.connection import Connection
+from host_agent.stream.parts import OpenRing
+from host_agent.stream.ports import Link
 from host_agent.wire.message import Close, Probed
 from tests.stream.fake_ingest import FakeIngest
 from tests.stream.fake_tap import FakeTap
@@ -268,6 +271,32 @@ async def test_paused_stream_sends_nothing_and_discards_nothing() -> None:
         await bench.drained()
         bench.check_equal()
     assert len(bench.ingest.generations) == 1
+
+
+@in_loop
+async def test_a_pause_while_it_connects_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make()
+    async with running(bench):
+        await bench.drained()
+        begin, paused = bench.stream._begin, asyncio.Event()
+
+        async def paused_meanwhile(ring: OpenRing, link: Link) -> Connection:
+            connection = await begin(ring, link)
+            bench.stream.pause()
+            paused.set()
+            return connection
+
+        monkeypatch.setattr(bench.stream, "_begin", paused_meanwhile)
+        bench.ingest.links[-1].cut()
+        await paused.wait()
+        monkeypatch.undo()
+        stored = bench.ingest.generations[-1].stored
+        guest_writes(bench, random.Random(8), 5)
+        await asyncio.sleep(0.3)
+        assert bench.ingest.generations[-1].stored == stored
+        bench.stream.resume()
+        await bench.drained()
+        bench.check_equal()
 
 
 @in_loop

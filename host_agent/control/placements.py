@@ -1,0 +1,127 @@
+"""Which tenants a provider's host serves: a folder for each below `tenants/`, durable before it is
+answered. The owner's process writes them, the parent acts on them, the tenant's process lives in
+its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from host_agent.control import enrol
+from host_agent.control.errors import StateUnusable, UnknownTenant
+from host_agent.control.managed import STATE, ManagedHost
+from host_agent.control.state_dir import usable, write_durably
+from host_agent.wire.control import Place, Withdraw
+from host_agent.wire.names import check_name
+
+_TENANTS = "tenants"
+_PLACEMENT, _WITHDRAWN = "placement.json", "withdrawn"
+_FILE_BYTES_MAX = 16 * 1024
+
+
+def folder(directory: Path, tenant: str) -> Path:
+    """A placed tenant's folder."""
+    return directory / _TENANTS / tenant
+
+
+def tenants(directory: Path) -> list[str]:
+    """All that have a folder."""
+    try:
+        return sorted(path.name for path in (directory / _TENANTS).iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def is_withdrawn(directory: Path, tenant: str) -> bool:
+    """Whether the tenant is to go."""
+    return (folder(directory, tenant) / _WITHDRAWN).exists()
+
+
+def has_identity(directory: Path) -> bool:
+    """Whether somebody enrolled there."""
+    return (directory / enrol.IDENTITY).exists()
+
+
+def is_wiped(directory: Path, tenant: str) -> bool:
+    """Whether no group of the tenant is left; only then may its folder go."""
+    groups = folder(directory, tenant) / STATE / "groups"
+    return not groups.exists() or not any(groups.iterdir())
+
+
+def check_owner(directory: Path) -> None:
+    """EnrolmentFailed if the folder holds no identity. Reads no key."""
+    enrol.load_identity(directory)
+
+
+class Placements:
+    """The verbs `place` and `withdraw` of the owner's connection. `wake` has the parent look."""
+
+    def __init__(self, directory: Path, wake: Callable[[], object]) -> None:
+        self._directory = directory
+        self._wake = wake
+
+    def add_to(self, host: ManagedHost) -> None:
+        """Have the owner's process do them."""
+        host.commands.add(Place, self._place)
+        host.commands.add(Withdraw, self._withdraw)
+
+    async def _place(self, body: Place) -> Mapping[str, Any]:
+        """Repeated with a fresh token, it replaces one that was never used."""
+        path = folder(self._directory, check_name("tenant", body.tenant))
+        if (path / _WITHDRAWN).exists():
+            raise StateUnusable(
+                f"Tenant {body.tenant} is still being removed from this host.",
+                hint="A machine may still use a disk of its. Try again later.",
+                retryable=True,
+            )
+        is_new = not has_identity(path)
+        if is_new:
+            with usable(path):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            told = {"api": body.api, "token": body.token, "control_doors": body.doors}
+            write_durably(path / _PLACEMENT, json.dumps(told).encode())
+        self._wake()
+        return {"tenant": body.tenant, "is_new": is_new}
+
+    async def _withdraw(self, body: Withdraw) -> Mapping[str, Any]:
+        path = folder(self._directory, check_name("tenant", body.tenant))
+        if not path.is_dir():
+            raise UnknownTenant(f"Tenant {body.tenant} is not placed on this host.")
+        write_durably(path / _WITHDRAWN, b"")
+        self._wake()
+        return {"tenant": body.tenant}
+
+
+def join(directory: Path) -> None:
+    """Enrol with the token of the placement, if that was not done yet; EnrolmentFailed."""
+    path = directory / _PLACEMENT
+    if not has_identity(directory):
+        placement = _read(path)
+        found = enrol.enrol(str(placement["api"]), str(placement["token"]), directory)
+        if found.facts["tenant_id"] != directory.name:
+            (directory / enrol.IDENTITY).unlink()
+            raise enrol.EnrolmentFailed(
+                f"The token was of tenant {found.facts['tenant_id']}, not of {directory.name}.",
+                hint="Place the tenant again.",
+            )
+        if not found.control_doors:
+            enrol.set_control_doors(directory, [str(one) for one in placement["control_doors"]])
+    with usable(path):
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with usable(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(_FILE_BYTES_MAX)
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StateUnusable(f"{path} is damaged.", hint="Place the tenant again.")
+    return found
