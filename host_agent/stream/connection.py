@@ -16,7 +16,7 @@ from host_agent.stream.batch import FrameLimits
 from host_agent.stream.errors import LinkLost, PeerClosed, StreamPaused
 from host_agent.stream.ledger import Freed, Ledger, Sent
 from host_agent.stream.pace import frame_bytes
-from host_agent.stream.parts import OpenRing, Shared
+from host_agent.stream.parts import FRAME_RECORDS, OpenRing, Shared
 from host_agent.stream.ports import Link
 from host_agent.stream.prepare import Prepared, Preparer
 from host_agent.stream.readback import Readback
@@ -39,8 +39,8 @@ from host_agent.wire.message import (
     pack,
 )
 
-#: So many records make a frame worth sending without waiting for company.
-_LINGER_RECORDS = 1024
+#: The tap's word on what came while records waited may be so late, as a share of their wait.
+_LATE_SHARE = 0.25
 _LAST_WORDS_SECONDS = 0.5
 #: A connection over which ingest still speaks after this long is a good one, idle or not.
 _HEALTHY_SECONDS = 5.0
@@ -137,6 +137,7 @@ class Connection:
             async with self._ring.reading:
                 frame = await self._means.offload(make)
             self._sync.on_prepared(frame)
+            self._note_size(frame)
             while self._ready is not None:
                 await self._slot.wait()
             self._ready = frame
@@ -146,16 +147,22 @@ class Connection:
         first = self._preparer.next_seq
         while self._ring.state.head < first:
             await self._ring.changed.wait()
-        deadline = self._means.clock.monotonic() + self._settings.linger_seconds
+        linger = self._settings.linger_seconds
+        deadline = self._means.clock.monotonic() + linger
         while not self._is_enough(first):
             left = deadline - self._means.clock.monotonic()
-            if left <= 0:
+            if left <= 0 or not await self._ring.changed.wait(left + _LATE_SHARE * linger):
                 return
-            await self._ring.changed.wait(left)
+
+    def _note_size(self, frame: Prepared) -> None:
+        """How many records such as these fill a frame, or its half at least."""
+        is_full = frame.last_seq < self._ring.state.head
+        records = min(frame.records, FRAME_RECORDS) if is_full else FRAME_RECORDS
+        self._ring.frame_records = max(1, records)
 
     def _is_enough(self, first: int) -> bool:
         """Whether a frame is worth its while already, or must not wait."""
-        is_many = self._ring.state.head - first + 1 >= _LINGER_RECORDS
+        is_many = self._ring.state.head - first + 1 >= self._ring.frame_records
         # A sync's blocks are large and nobody's latest work: the line should never idle for them.
         hurries = self._urgent >= first or self._ring.wants_sync
         return is_many or hurries or self._preparer.backlog_bytes >= self._bounds().plain

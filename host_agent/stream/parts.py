@@ -19,6 +19,9 @@ from host_agent.wire import limits
 from host_agent.wire.names import Identity
 from host_agent.wire.record import Records, State
 
+#: Records of 4 KiB that fill a frame.
+FRAME_RECORDS = 1024
+
 Watch = Callable[[Records, bytes], None]
 """Is shown each batch: records and their payloads in order. Runs beside the loop."""
 
@@ -128,6 +131,8 @@ class OpenRing:
     confirmed: int = 0
     changed: Signal = field(default_factory=Signal)
     spool: Spool | None = None
+    #: Records that make a frame worth sending without waiting for company.
+    frame_records: int = FRAME_RECORDS
     #: Held by who reads ring or spool for the line, and by who moves from one to the other.
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 

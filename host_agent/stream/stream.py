@@ -53,6 +53,8 @@ from host_agent.wire.message import Welcome
 
 #: Nobody tells the agent of a disk that is attached without it; it looks this often.
 _LOOK_SECONDS = 5.0
+#: A busy stream's tap is asked when about so many frames can be made one after another.
+_FRAMES_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -295,14 +297,22 @@ class Stream:
         )
 
     async def _watch(self, ring: OpenRing) -> None:
-        """Follow the tap's head and state by long polls; idle, it costs one every ten seconds."""
+        """Follow the tap's head and state by long polls; idle, it costs one every ten seconds.
+
+        While there is something new again and again, it is asked for some frames' worth, or for
+        what came in the time that a frame's first records wait for company.
+        """
+        linger_ms = round(self.settings.linger_seconds * 1000)
+        is_busy = False
         while True:
-            state = await ring.tap.wait(ring.state.head, self.settings.idle_wait_ms)
+            before = ring.state.head
+            ahead = _FRAMES_AT_ONCE * ring.frame_records - 1 if is_busy else 0
+            wait_ms = linger_ms if is_busy else self.settings.idle_wait_ms
+            state = await ring.tap.wait(before + ahead, wait_ms)
             ring.see(state)
+            is_busy = ring.state.head > before
             self.figures.tally.on_head(ring.state.head)
             self.figures.recovery.observe(state, self._means.clock.monotonic(), self.stored)
-            # So that a busy stream is asked per batch and not per write.
-            await asyncio.sleep(self.settings.linger_seconds / 4)
 
     # --- connections
 
