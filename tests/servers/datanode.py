@@ -35,7 +35,7 @@ from app.certificates.authority import (
 )
 from app.kit.ids import Kind, new_uuid, show
 from host_agent.wire.message import ALPN
-from host_agent.wire.names import INGEST, agent_san, datanode_san, server_name
+from host_agent.wire.names import INGEST, RESTORE, agent_san, datanode_san, server_name
 from host_agent.wire.serving import HostRight, ServingRecord, StoreAccess
 from workers.cli.datanode import read_status
 from workers.supervisor.identity import ROOT, keep_identity, make_key
@@ -144,7 +144,8 @@ class DataNode:
     def keep(self, tenant: Tenant, record: ServingRecord | None = None) -> None:
         """Put a tenant into the folder of a node that does not run."""
         record = record or self.deployment.record(tenant)
-        self.records.save(Kept(record, {INGEST: self.deployment.door(tenant)}))
+        doors = {service: self.deployment.door(tenant, service) for service in (INGEST, RESTORE)}
+        self.records.save(Kept(record, doors))
 
     def start(
         self, environment: Mapping[str, str] | None = None, words: tuple[str, ...] = ()
