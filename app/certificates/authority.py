@@ -154,6 +154,21 @@ def sign_server(root: Authority, names: Sequence[str], now: datetime) -> ServerC
     return ServerCertificate(pem_of(certificate), key_pem_of(key))
 
 
+def sign_process(
+    root: Authority, uri: str, names: Sequence[str], now: datetime
+) -> ServerCertificate:
+    """As a server's, and with a URI name: also for calling others of its kind."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name("Holdfast process")
+    builder = _builder(subject, root.certificate.subject, key.public_key(), now, SERVER_LIFETIME)
+    purposes = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+    builder = _as_leaf(builder, *purposes)
+    listed = [x509.UniformResourceIdentifier(uri), *(_general_name(name) for name in names)]
+    extension = x509.SubjectAlternativeName(listed)
+    certificate = builder.add_extension(extension, critical=False).sign(root.key, hashes.SHA256())
+    return ServerCertificate(pem_of(certificate), key_pem_of(key))
+
+
 def key_of_request(pem: str) -> PublicKey:
     """The public key of a certificate request that proves to hold it; Problem `request_refused`.
 
@@ -232,12 +247,12 @@ def _as_authority(builder: x509.CertificateBuilder, path_length: int) -> x509.Ce
 
 
 def _as_leaf(
-    builder: x509.CertificateBuilder, purpose: x509.ObjectIdentifier
+    builder: x509.CertificateBuilder, *purposes: x509.ObjectIdentifier
 ) -> x509.CertificateBuilder:
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=True)
     )
 
 

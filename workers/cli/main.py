@@ -51,6 +51,7 @@ def _add_all(app: typer.Typer) -> None:
     _add_datanode(app)
     from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
     from workers.cli.control import GROUPS, audit_command, events_command
+    from workers.cli.dsm import dsm_command
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
     from workers.cli.services import api_command, setup_command, worker_command
@@ -61,6 +62,7 @@ def _add_all(app: typer.Typer) -> None:
     command(app, "verify", VerifyOptions)(verify_command)
     app.command("up")(up_command)
     app.command("api")(api_command)
+    app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
     for name, commands in GROUPS.items():

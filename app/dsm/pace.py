@@ -1,0 +1,20 @@
+"""How many messages a host may send: one that sends more must not slow the others down."""
+
+from __future__ import annotations
+
+
+class Pace:
+    """A token bucket. Times are of a monotonic clock, seconds."""
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._left, self._at = burst, 0.0
+
+    def takes(self, now: float) -> bool:
+        """Whether one more is within the limit; counts it."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
