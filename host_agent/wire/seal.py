@@ -135,7 +135,7 @@ class FrameSealer:
             markers=markers,
         )
         head = header.pack()
-        _check_agreement(header, records)
+        _check_contents(header, records)
         return SealedFrame(
             header,
             head,
@@ -164,12 +164,17 @@ def _disk_bytes(records: Records) -> int:
 
 def _check_agreement(header: FrameHeader, records: Records) -> None:
     """What the clear header says of the records must be so: others decide by it without a key."""
-    if int(records["payload_length"].sum(dtype=np.uint64)) != header.payload_plain:
-        raise WireError("The frame's payload has another length than its records say.")
+    _check_contents(header, records)
     said = (header.time_first, header.time_last, header.flags, header.disk_bytes)
     times = int(records[0]["time"]), int(records[-1]["time"])
     if said != (*times, _flags(records), _disk_bytes(records)):
         raise WireError("The frame's records do not agree with its header.")
+
+
+def _check_contents(header: FrameHeader, records: Records) -> None:
+    """What a header does not take from the records themselves: the payload and the markers."""
+    if int(records["payload_length"].sum(dtype=np.uint64)) != header.payload_plain:
+        raise WireError("The frame's payload has another length than its records say.")
     for marker in header.markers:
         record = records[marker.seq - header.first_seq]
         op = Op.COMMIT if marker.scope == SCOPE_COMMIT else Op.MARK

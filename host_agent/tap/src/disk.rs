@@ -308,12 +308,12 @@ fn take_locks(path: &Path, file: &File) -> Result<(), OpenError> {
 
 /// Reads exactly `bytes`; what lies behind a file's end is an error.
 pub fn read_all(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), i32> {
-    file.read_exact_at(bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
+    files::read_all(file, bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Writes all of `bytes`.
 pub fn write_all(file: &File, bytes: &[u8], offset: u64) -> Result<(), i32> {
-    file.write_all_at(bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
+    files::write_all(file, bytes, offset).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Makes a range zeroes; `EOPNOTSUPP` where it cannot be done without writing.

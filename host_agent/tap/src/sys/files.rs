@@ -57,6 +57,43 @@ pub fn write_durable(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize
     check_size(unsafe { libc::pwritev2(file.as_raw_fd(), &vector, 1, offset, libc::RWF_DSYNC) })
 }
 
+/// Goes on with `step`, which moves some bytes from `done` on and says how many, until all are.
+fn until_done(length: usize, mut step: impl FnMut(usize) -> libc::c_long) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        match check_size(step(done) as isize) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads all of `bytes`. The bare call: a thread can be cancelled in libc's, and none is here, but
+/// that is paid for with each request.
+pub fn read_all(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    let (fd, from) = (file.as_raw_fd(), to_offset(offset)?);
+    until_done(bytes.len(), |done| {
+        let rest = &mut bytes[done..];
+        let at = from + done as i64;
+        // SAFETY: the kernel writes at most `rest`, which outlives the call.
+        unsafe { libc::syscall(libc::SYS_pread64, fd, rest.as_mut_ptr(), rest.len(), at) }
+    })
+}
+
+/// Writes all of `bytes`, by the bare call as well.
+pub fn write_all(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let (fd, from) = (file.as_raw_fd(), to_offset(offset)?);
+    until_done(bytes.len(), |done| {
+        let rest = &bytes[done..];
+        let at = from + done as i64;
+        // SAFETY: the kernel only reads `rest`, which outlives the call.
+        unsafe { libc::syscall(libc::SYS_pwrite64, fd, rest.as_ptr(), rest.len(), at) }
+    })
+}
+
 fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
     // SAFETY: no memory is passed.
     let found = unsafe { libc::lseek(file.as_raw_fd(), to_offset(offset)?, whence) };
