@@ -167,7 +167,7 @@ class Agent:
         server_name: str = "localhost",
     ) -> None:
         self.source = source
-        raw = socket.create_connection(address, timeout=10)
+        raw = socket.create_connection(address, timeout=60)
         self.socket = context.wrap_socket(raw, server_hostname=server_name)
         self.socket.settimeout(10)
         self.sealer = source.sealer()

@@ -40,7 +40,8 @@ def place(
     deployment: Deployment, tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A host of the tenant, with a tap and an agent, whose streams go to a data node."""
-    monkeypatch.setattr("infra.demo.site.TENANT", tenant.id)
+    for module in ("site", "recovery"):
+        monkeypatch.setattr(f"infra.demo.{module}.TENANT", tenant.id)
     with made_place(tmp_path) as made:
         setup = made.site.setup
         files = tenant.agent(tmp_path, setup.host)
