@@ -45,6 +45,16 @@ class Folder:
         return self.path / "secret"
 
     @property
+    def data_node(self) -> Path:
+        """The data node's folder."""
+        return self.path / "datanode"
+
+    @property
+    def data_node_token(self) -> Path:
+        """By which the data node joins at its first start."""
+        return self.path / "datanode.token"
+
+    @property
     def used(self) -> Path:
         """There once the database holds something that was sealed."""
         return self.path / "used"

@@ -44,7 +44,7 @@ class PostgresSettings:
 
     is_durable: bool = True
     shared_buffers_mib: int = 32
-    connections_max: int = 60
+    connections_max: int = 120
 
 
 class Postgres:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,23 +15,35 @@ from app.embedded.valkey import broker_url, valkey_program
 
 
 @dataclass(frozen=True)
+class Doors:
+    """Where the API, the managers and the data node listen, and as what hosts reach them."""
+
+    host: str
+    reached_as: str
+    api: int
+    control: int
+    data: int
+
+
+@dataclass(frozen=True)
 class Installation:
-    """One folder, its database, the API's address."""
+    """One folder, its database, its doors."""
 
     folder: Folder
     database_url: str
-    host: str
-    port: int
+    doors: Doors
 
 
-def programs_of(installation: Installation) -> list[Program]:
-    """In the order of their start; they end in the reverse order."""
-    return [
+def programs_of(installation: Installation) -> list[list[Program]]:
+    """In the order of their start, those of a list at once; they end in the reverse order."""
+    first = [
         valkey_program(_valkey_home(installation)),
         _keys(installation),
-        _worker(installation),
         _api(installation),
+        _dsm(installation),
     ]
+    # At its first start the data node joins, by the API.
+    return [first, [_data_node(installation), _worker(installation)]]
 
 
 def _shared(installation: Installation) -> dict[str, str]:
@@ -44,15 +57,39 @@ def _shared(installation: Installation) -> dict[str, str]:
 
 
 def _api(installation: Installation) -> Program:
-    address = _address(installation.host, installation.port)
+    doors = installation.doors
     told = {
-        "HOLDFAST_API_LISTEN": address,
+        "HOLDFAST_API_LISTEN": address(doors.host, doors.api),
         "HOLDFAST_API_CERTIFICATE_FILE": str(installation.folder.server_file),
         "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.root_key),
         "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
+        "HOLDFAST_CONTROL_DOORS": json.dumps([address(doors.reached_as, doors.control)]),
     }
-    environment = _shared(installation) | told
-    return _program("api", environment, listens_on(installation.host, installation.port))
+    return _program("api", _shared(installation) | told, listens_on(doors.host, doors.api))
+
+
+def _dsm(installation: Installation) -> Program:
+    doors = installation.doors
+    told = {
+        "HOLDFAST_CONTROL_LISTEN": address(doors.host, doors.control),
+        "HOLDFAST_DSM_CERTIFICATE_FILE": str(installation.folder.server_file),
+        "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
+        "HOLDFAST_DATA_DOORS": json.dumps([address(doors.reached_as, doors.data)]),
+    }
+    return _program("dsm", _shared(installation) | told, listens_on(doors.host, doors.control))
+
+
+def _data_node(installation: Installation) -> Program:
+    """It is told of no database: it joins by a token and lives by what the managers tell it."""
+    doors, folder = installation.doors, installation.folder
+    told = {
+        "HOLDFAST_DATANODE_DIRECTORY": str(folder.data_node),
+        "HOLDFAST_DATANODE_LISTEN": address(doors.host, doors.data),
+        "HOLDFAST_CONTROL_DOORS": address(doors.reached_as, doors.control),
+        "HOLDFAST_API_URL": f"https://{address(doors.reached_as, doors.api)}",
+        "HOLDFAST_DATANODE_TOKEN_FILE": str(folder.data_node_token),
+    }
+    return _program("datanode", told, listens_on(doors.host, doors.data))
 
 
 def _keys(installation: Installation) -> Program:
@@ -125,5 +162,6 @@ def listens_on_socket(path: Path) -> Callable[[], Awaitable[bool]]:
     return is_ready
 
 
-def _address(host: str, port: int) -> str:
+def address(host: str, port: int) -> str:
+    """HOST:PORT, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

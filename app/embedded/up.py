@@ -19,7 +19,7 @@ from typing import Any
 
 from app.embedded.folder import Folder, open_folder, write_private
 from app.embedded.postgres import Postgres
-from app.embedded.processes import Installation, programs_of
+from app.embedded.processes import Doors, Installation, address, programs_of
 from app.embedded.supervisor import Supervisor
 from host_agent.wire.errors import HoldfastError
 
@@ -40,12 +40,22 @@ class PreparationFailed(HoldfastError):
 
 @dataclass(frozen=True)
 class UpOptions:
-    """Where the state lies, where the API listens, which further names it has."""
+    """Where the state lies, where the three doors listen, which further names the API has, and in
+    which territory all of it is.
+    """
 
     directory: Path
     host: str = "127.0.0.1"
     port: int = 7443
+    control_port: int = 7444
+    data_port: int = 7445
     names: tuple[str, ...] = ()
+    territory: str = "CH"
+
+    @property
+    def reached_as(self) -> str:
+        """The name by which hosts reach the doors: the first that was given, else the address."""
+        return self.names[0] if self.names else self.host
 
 
 @dataclass(frozen=True)
@@ -102,19 +112,28 @@ async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> 
     """The database, what it needs, then everything else; HoldfastError."""
     database = await asyncio.to_thread(Postgres(folder.postgres).program)
     await supervisor.start([database])
-    made = await _prepare(folder, [*_SERVER_NAMES, *options.names])
+    made = await _prepare(folder, options)
     token = made["provider_token"]
     if token is not None and not os.isatty(sys.stdout.fileno()):
         folder.provider_key.unlink(missing_ok=True)
         write_private(folder.provider_key, f"{token}\n".encode())
-    installation = Installation(folder, made["database_url"], options.host, options.port)
-    await supervisor.start(programs_of(installation))
+    installation = Installation(
+        folder,
+        made["database_url"],
+        Doors(
+            options.host, options.reached_as, options.port, options.control_port, options.data_port
+        ),
+    )
+    for programs in programs_of(installation):
+        await supervisor.start(programs)
     return Started(_url(options), made["root_sha256"], folder.root_file, token)
 
 
-async def _prepare(folder: Folder, names: list[str]) -> dict[str, Any]:
+async def _prepare(folder: Folder, options: UpOptions) -> dict[str, Any]:
+    door = address(options.reached_as, options.data_port)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app.embedded.prepare", str(folder.path), *names,
+        sys.executable, "-m", "app.embedded.prepare", str(folder.path),
+        "--data-door", door, "--territory", options.territory, *_SERVER_NAMES, *options.names,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -143,15 +162,20 @@ def _say_trouble(message: str) -> None:
 def _check_free(options: UpOptions) -> None:
     """Before anything is started: AddressTaken."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        socket.create_server((options.host, options.port), family=family).close()
-    except OSError as error:
-        raise AddressTaken(
-            f"The API cannot listen on {options.host}, port {options.port}: {error.strerror}.",
-            hint="Name another port with --port, or another address with --host.",
-        ) from None
+    ports = {
+        "--port": options.port,
+        "--control-port": options.control_port,
+        "--data-port": options.data_port,
+    }
+    for option, port in ports.items():
+        try:
+            socket.create_server((options.host, port), family=family).close()
+        except OSError as error:
+            raise AddressTaken(
+                f"Nothing can listen on {options.host}, port {port}: {error.strerror}.",
+                hint=f"Name another port with {option}, or another address with --host.",
+            ) from None
 
 
 def _url(options: UpOptions) -> str:
-    host, port = options.host, options.port
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return f"https://{address(options.host, options.port)}"

@@ -74,6 +74,9 @@ class CertificateOutput(Output):
     root_certificate: str = Field(description="PEM: what the host believes servers by.")
     expires_at: datetime
     renew_at: datetime = Field(description="Half of its life.")
+    control_doors: list[str] = Field(
+        description="Where the host finds its managers, HOST:PORT, the best first."
+    )
 
 
 class HostOutput(Output):

@@ -165,6 +165,7 @@ async def _certify(unit: TenantUnit, host: Host, key: PublicKey) -> CertificateO
         root_certificate=unit.tools.root.certificate_pem,
         expires_at=certificate.not_valid_after_utc,
         renew_at=_half(unit.now, certificate),
+        control_doors=list(unit.tools.control_doors),
     )
 
 

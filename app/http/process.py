@@ -35,6 +35,9 @@ class ApiSettings(DatabaseSettings):
     root_certificate_file: Path
     root_key_file: Path = Field(description="Signs each new tenant's intermediate.")
     keys_socket: Path | None = Field(default=None, description="The key service's Unix socket.")
+    control_doors: tuple[Address, ...] = Field(
+        default=(), description="Where hosts find their managers, a JSON list, the best first."
+    )
 
     def root(self) -> Authority:
         """The deployment's root; BadSettings."""
@@ -54,6 +57,7 @@ def run_api(settings: ApiSettings) -> int:
         SystemClock(),
         settings.root(),
         NoKeys() if settings.keys_socket is None else SocketKeys(settings.keys_socket),
+        settings.control_doors,
     )
     asyncio.run(_serve(settings, tools))
     return 0

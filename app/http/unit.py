@@ -26,6 +26,8 @@ class Tools:
     clock: Clock
     root: Authority
     keys: KeyService = field(default_factory=NoKeys)
+    #: Where hosts find their managers, HOST:PORT, the best first.
+    control_doors: tuple[str, ...] = ()
 
 
 @dataclass

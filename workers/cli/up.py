@@ -20,9 +20,16 @@ def up_command(
     ] = Path("holdfast-state"),
     host: Annotated[str, typer.Option(help="Address on which the API listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The API's port.")] = 7443,
+    control_port: Annotated[
+        int, typer.Option(min=1, max=65_535, help="Where hosts reach their managers.")
+    ] = 7444,
+    data_port: Annotated[
+        int, typer.Option(min=1, max=65_535, help="Where hosts send their streams.")
+    ] = 7445,
     name: Annotated[
         list[str] | None, typer.Option(help="A further name of the API for its certificate.")
     ] = None,
+    territory: Annotated[str, typer.Option(help="ISO 3166 code of whose law holds here.")] = "CH",
     as_json: Annotated[
         bool, typer.Option("--json", help="Say what was started as one JSON object.")
     ] = False,
@@ -31,7 +38,9 @@ def up_command(
     # The other commands must not wait for a web stack that they do not use.
     from app.embedded.up import UpOptions, run_up
 
-    options = UpOptions(directory, host, port, tuple(name or ()))
+    options = UpOptions(
+        directory, host, port, control_port, data_port, tuple(name or ()), territory
+    )
     if not as_json:
         typer.echo(f"Starting in {directory} ...", err=True)
     raise typer.Exit(run_up(options, _say_json if as_json else _say))
