@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--data-door", required=True)
     parser.add_argument("--territory", required=True)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("--names", nargs="+", required=True)
     told = parser.parse_args()
     wanted = Wanted(told.names, told.data_door, told.territory)
     try:
