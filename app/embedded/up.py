@@ -133,7 +133,8 @@ async def _prepare(folder: Folder, options: UpOptions) -> dict[str, Any]:
     door = address(options.reached_as, options.data_port)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app.embedded.prepare", str(folder.path),
-        "--data-door", door, "--territory", options.territory, "--names", *_SERVER_NAMES, *options.names,
+        "--data-door", door, "--territory", options.territory,
+        "--names", *_SERVER_NAMES, *options.names,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -55,12 +55,12 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
     from workers.cli.services import api_command, setup_command, worker_command
-    from workers.cli.up import up_command
+    from workers.cli.up import UpCommandOptions, up_command
 
     app.add_typer(keys_app, name="keys")
     app.add_typer(journal_app, name="journal")
     command(app, "verify", VerifyOptions)(verify_command)
-    app.command("up")(up_command)
+    command(app, "up", UpCommandOptions)(up_command)
     app.command("api")(api_command)
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,36 +15,45 @@ if TYPE_CHECKING:
     from app.embedded.up import Started
 
 
-def up_command(
+@dataclass(kw_only=True)
+class UpCommandOptions:
+    """Options of `up`."""
+
     directory: Annotated[
         Path, typer.Option(help="Everything that is kept lies here; made if absent.")
-    ] = Path("holdfast-state"),
-    host: Annotated[str, typer.Option(help="Address on which the API listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="The API's port.")] = 7443,
+    ] = Path("holdfast-state")
+    host: Annotated[str, typer.Option(help="Address on which all doors listen.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="The API's port.")] = 7443
     control_port: Annotated[
         int, typer.Option(min=1, max=65_535, help="Where hosts reach their managers.")
-    ] = 7444,
+    ] = 7444
     data_port: Annotated[
         int, typer.Option(min=1, max=65_535, help="Where hosts send their streams.")
-    ] = 7445,
+    ] = 7445
     name: Annotated[
         list[str] | None, typer.Option(help="A further name of the API for its certificate.")
-    ] = None,
-    territory: Annotated[str, typer.Option(help="ISO 3166 code of whose law holds here.")] = "CH",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Say what was started as one JSON object.")
-    ] = False,
-) -> None:
-    """Run the control plane with a private PostgreSQL, in one folder, until it is told to stop."""
+    ] = None
+    territory: Annotated[str, typer.Option(help="ISO 3166 code of whose law holds here.")] = "CH"
+    json: Annotated[bool, typer.Option(help="Say what was started as one JSON object.")] = False
+
+
+def up_command(options: UpCommandOptions) -> None:
+    """Run the whole service, with servers of its own, in one folder, until it is told to stop."""
     # The other commands must not wait for a web stack that they do not use.
     from app.embedded.up import UpOptions, run_up
 
-    options = UpOptions(
-        directory, host, port, control_port, data_port, tuple(name or ()), territory
+    wanted = UpOptions(
+        options.directory,
+        options.host,
+        options.port,
+        options.control_port,
+        options.data_port,
+        tuple(options.name or ()),
+        options.territory,
     )
-    if not as_json:
-        typer.echo(f"Starting in {directory} ...", err=True)
-    raise typer.Exit(run_up(options, _say_json if as_json else _say))
+    if not options.json:
+        typer.echo(f"Starting in {options.directory} ...", err=True)
+    raise typer.Exit(run_up(wanted, _say_json if options.json else _say))
 
 
 def _is_terminal() -> bool:
