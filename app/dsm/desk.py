@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from app.database.sessions import Database
+from app.datanodes.service import doors_of_tenant
 from app.dsm import assignments
 from app.dsm.assignments import Place, Route
 from app.dsm.fleet import Fleet
@@ -49,7 +50,7 @@ _GREETED_AT_ONCE = 10
 
 @dataclass(frozen=True)
 class DeskTools:
-    """`doors`: of the data nodes, in order, as assignments name them."""
+    """`doors`: instead of those of the data nodes that may serve a tenant."""
 
     database: Database
     keys: KeyService
@@ -125,7 +126,8 @@ class WorkDesk:
     def assignment_wanted(self, place: Place, host_id: UUID) -> None:
         async def load() -> None:
             async with self._tools.database.tenant(place.tenant_id) as session:
-                found = await load_assignment(session, host_id, self._tools.doors)
+                doors = self._tools.doors or await doors_of_tenant(session)
+                found = await load_assignment(session, host_id, doors)
             manager = self._fleet.manager_of(place)
             if manager is not None:
                 manager.push(host_id, msgspec.convert(found, Assignment))

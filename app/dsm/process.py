@@ -68,7 +68,7 @@ class DsmSettings(DatabaseSettings):
     root_certificate_file: Path
     keys_socket: Path | None = None
     data_doors: tuple[Address, ...] = Field(
-        default=(), description="The data nodes' doors, in the order in which hosts try them."
+        default=(), description="Instead of the doors of the data nodes that may serve a tenant."
     )
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     lease_renew_seconds: float = 2.0

@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cryptography import x509
 from httpx2 import Response
 
 from app.datanodes.gateway import NodeGateway, NodeRefused, NodeTools
+from app.datanodes.own import OwnNode, prepare_own_node
+from app.datanodes.plan import NodePlace, choose_doors, may_hold
+from app.datanodes.service import doors_of_tenant
 from app.kit.ids import Kind, parse
 from host_agent.wire import control
 from host_agent.wire.names import datanode_san, server_name
@@ -384,3 +388,72 @@ async def test_facts_are_heard_of_the_tenants_that_it_serves(service: Service) -
     assert heard == [stream]
     seen = await service.provider.get(f"/v1/provider/data-nodes/{node_id}")
     assert seen.json()["seen_at"] is not None
+
+
+async def test_hosts_are_told_the_doors_of_active_nodes_that_their_tenant_permits(
+    service: Service,
+) -> None:
+    own = parse(Kind.TENANT, await tenant_id(await service.make_tenant()))
+    wanted = {"name": "picky", "plan": {"territories": ["DE"]}}
+    made = (await service.provider.post("/v1/provider/tenants", wanted)).json()["id"]
+    picky = parse(Kind.TENANT, made)
+    nodes = {}
+    for name, territory in (("ch", "CH"), ("de", "DE"), ("zh", "CH-ZH")):
+        nodes[name], _ = await joined_node(service, name, territory=territory)
+    await add_node(service, "joining")
+
+    async def doors(tenant: UUID) -> list[str]:
+        async with service.tools.database.tenant(tenant) as session:
+            return await doors_of_tenant(session)
+
+    assert sorted(await doors(own)) == ["ch:7440", "de:7440", "zh:7440"]
+    assert await doors(picky) == ["de:7440"]
+    await service.provider.post(f"/v1/provider/data-nodes/{nodes['ch']}:drain")
+    assert sorted(await doors(own)) == ["de:7440", "zh:7440"]
+
+
+def test_tenants_begin_at_different_nodes_and_each_at_the_same_one() -> None:
+    nodes = [NodePlace(UUID(int=n), "CH", [f"{n}:1", f"{n}:2"]) for n in range(3)]
+    firsts = [choose_doors(UUID(int=t), None, nodes)[0] for t in range(6)]
+    assert firsts == ["0:1", "1:1", "2:1"] * 2
+    assert choose_doors(UUID(int=4), None, nodes[::-1]) == [
+        "1:1",
+        "1:2",
+        "2:1",
+        "2:2",
+        "0:1",
+        "0:2",
+    ]
+    assert choose_doors(UUID(int=4), ["DE"], nodes) == []
+
+
+@pytest.mark.parametrize(
+    ("permitted", "territory", "expected"),
+    [
+        (None, "CH", True),
+        (["CH"], "CH", True),
+        (["CH"], "CH-ZH", True),
+        (["CH-ZH"], "CH", False),
+        (["CH-ZH"], "CH-BE", False),
+        ([], "CH", False),
+    ],
+)
+def test_a_country_covers_its_regions(
+    permitted: list[str] | None, territory: str, expected: bool
+) -> None:
+    assert may_hold(permitted, territory) is expected
+
+
+async def test_an_installation_on_one_machine_has_its_own_node(service: Service) -> None:
+    tools = service.tools
+    own = OwnNode(["127.0.0.1:7440"], "file:///journals", False, tools.root.fingerprint)
+    token = await prepare_own_node(tools.database, tools.sealer, own, tools.clock.now())
+    assert token is not None
+    assert (await join(service, token, request_of(make_key()))).status_code == 201
+    own = OwnNode(["127.0.0.1:7441"], "file:///journals", True, tools.root.fingerprint)
+    again = await prepare_own_node(tools.database, tools.sealer, own, tools.clock.now())
+    assert again is None
+    (node,) = (await service.provider.get("/v1/provider/data-nodes")).json()["items"]
+    assert (node["state"], node["doors"]) == ("active", ["127.0.0.1:7441"])
+    (store,) = (await service.provider.get("/v1/provider/journal-stores")).json()["items"]
+    assert (store["name"], store["wall"]) == ("default", "folder")

@@ -19,7 +19,7 @@ from workers.ingest.ports import SystemClock
 from workers.ingest.status import serve_json
 from workers.supervisor.control import ControlClient
 from workers.supervisor.identity import PEM as IDENTITY
-from workers.supervisor.identity import NodeIdentity, join, load_identity
+from workers.supervisor.identity import JoiningFailed, NodeIdentity, join, load_identity
 from workers.supervisor.node import Node
 from workers.supervisor.processes import Processes
 from workers.supervisor.record import RecordStore
@@ -29,6 +29,7 @@ _PREFIX = "HOLDFAST_"
 _BACKLOG = 1024
 #: A router of the process before us lets go of the port once it notices.
 _LISTEN_SECONDS_MAX = 10.0
+_JOIN_SECONDS_MAX, _JOIN_AGAIN_SECONDS = 60.0, 0.2
 
 
 class BadSettings(HoldfastError):
@@ -112,7 +113,15 @@ def _identity(settings: NodeSettings) -> NodeIdentity:
         raise BadSettings(
             f"{_PREFIX}DATANODE_TOKEN_FILE: {settings.token_file}: {error.strerror}."
         ) from None
-    return join(settings.api_url, token, settings.directory)
+    deadline = time.monotonic() + _JOIN_SECONDS_MAX
+    while True:
+        try:
+            return join(settings.api_url, token, settings.directory)
+        except JoiningFailed as error:
+            # Where everything starts at once, the API may be a moment later than we are.
+            if not error.retryable or time.monotonic() > deadline:
+                raise
+        time.sleep(_JOIN_AGAIN_SECONDS)
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
