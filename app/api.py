@@ -26,6 +26,7 @@ from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.machines.endpoints import router as machines
 from app.operations.endpoints import router as operations
 from app.profiles.endpoints import router as service_profiles
+from app.restores.endpoints import router as restores
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
@@ -41,6 +42,7 @@ _ROUTERS = (
     machines,
     service_profiles,
     vpgs,
+    restores,
     checkpoints,
     operations,
     alerts,

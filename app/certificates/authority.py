@@ -33,6 +33,9 @@ NODE_LIFETIME = timedelta(days=30)
 _BACKDATED = timedelta(minutes=10)
 _REQUEST_BYTES_MAX = 8192
 
+#: The common name of the authority of data nodes and their doors.
+NODE_AUTHORITY_NAME = "Holdfast data nodes"
+
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
@@ -114,7 +117,7 @@ def make_node_authority(root: Authority, now: datetime) -> Authority:
     """The authority of data nodes and their doors: of DNS names it may only sign doors'."""
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = timedelta(days=365 * INTERMEDIATE_YEARS)
-    subject = _name("Holdfast data nodes")
+    subject = _name(NODE_AUTHORITY_NAME)
     builder = _builder(subject, root.certificate.subject, key.public_key(), now, lifetime)
     builder = _as_authority(builder, path_length=0)
     usage = x509.ExtendedKeyUsage(

@@ -29,6 +29,7 @@ from app.certificates.authority import (
 from app.database.sessions import Database, SystemSession
 from app.datanodes.loading import Versions, load_records, raise_above, record_versions
 from app.datanodes.records import behind, stale
+from app.datanodes.restoring import note_restore_door
 from app.datanodes.service import load_node_authority
 from app.hosts.enrolment import key_fingerprint
 from app.kit.clock import Clock
@@ -40,7 +41,7 @@ from app.models.datanodes import NodeState
 from host_agent.wire import control, limits
 from host_agent.wire.control import Failure, failure_of
 from host_agent.wire.errors import BadName, HoldfastError, WireError
-from host_agent.wire.names import datanode_san, parse_datanode_san, server_name
+from host_agent.wire.names import RESTORE, datanode_san, parse_datanode_san, server_name
 from host_agent.wire.nodecontrol import (
     CertificateRequest,
     FromManager,
@@ -247,7 +248,15 @@ class _Connection:
             else:
                 name = server_name(request.tenant, request.service)
                 certificate = sign_door(authority, key, name, now)
-        return pem_of(certificate) + authority.certificate_pem
+        signed = pem_of(certificate) + authority.certificate_pem
+        if request.tenant is not None and request.service == RESTORE:
+            await self._note_restore_door(parse(Kind.TENANT, request.tenant), signed, now)
+        return signed
+
+    async def _note_restore_door(self, tenant_id: UUID, chain: str, now: datetime) -> None:
+        async with self._tools.database.tenant(tenant_id) as session:
+            await note_restore_door(session, self._node_id, chain, now)
+            await session.commit()
 
     async def _renew(
         self, session: SystemSession, authority: Authority, request: CertificateRequest

@@ -22,6 +22,7 @@ class Privilege(StrEnum):
     MACHINES_WRITE = "machines.write"
     VPGS_READ = "vpgs.read"
     VPGS_WRITE = "vpgs.write"
+    VPGS_RESTORE = "vpgs.restore"
     JOURNALS_DESTROY = "journals.destroy"
     CHECKPOINTS_READ = "checkpoints.read"
     CHECKPOINTS_WRITE = "checkpoints.write"
@@ -72,6 +73,7 @@ _OPERATOR = _VIEWER | {
     Privilege.HOSTS_WRITE,
     Privilege.MACHINES_WRITE,
     Privilege.VPGS_WRITE,
+    Privilege.VPGS_RESTORE,
     Privilege.CHECKPOINTS_WRITE,
     Privilege.OPERATIONS_WRITE,
     Privilege.SERVICE_PROFILES_WRITE,

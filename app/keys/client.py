@@ -16,14 +16,16 @@ from app.keys.messages import (
     IssueDataKey,
     MakeTenantKey,
     NewGroupKey,
+    SealForRestore,
     SealGroupKey,
     problem_of,
     read_message,
     write_message,
 )
-from app.keys.port import KeyServiceAway, Recipient, WrappedKey
+from app.keys.port import KeyServiceAway, Recipient, RestoreProcess, WrappedKey
 from host_agent.wire.errors import WireError
 from host_agent.wire.keyrequest import DataKeyAnswer, DataKeyRequest
+from host_agent.wire.ticket import DoorKey
 
 _T = TypeVar("_T")
 _CALL_SECONDS_MAX = 10.0
@@ -56,6 +58,11 @@ class SocketKeys:
 
     async def seal_group_key(self, wrapped: WrappedKey, ticket: str, to: Recipient) -> bytes:
         return await self._call(SealGroupKey(wrapped, ticket, to.public_key, to.reason), bytes)
+
+    async def seal_for_restore(
+        self, wrapped: WrappedKey, ticket: str, to: RestoreProcess
+    ) -> DoorKey:
+        return await self._call(SealForRestore(wrapped, ticket, to.chain, to.reason), DoorKey)
 
     async def export_tenant_key(self, tenant: str, to: Recipient) -> bytes:
         return await self._call(ExportTenantKey(tenant, to.public_key, to.reason), bytes)

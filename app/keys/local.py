@@ -16,14 +16,15 @@ from typing import TypeVar
 
 from cryptography import x509
 
-from app.keys.chain import check_request
+from app.keys.chain import check_request, check_restore_process
 from app.keys.port import (
+    JOB_CONTEXT,
     RECOVERY_CONTEXT,
-    TICKET_CONTEXT,
     KeyMissing,
     KeyProblem,
     KeyRefused,
     Recipient,
+    RestoreProcess,
     WrappedKey,
 )
 from app.keys.records import KeyLog
@@ -40,6 +41,7 @@ from host_agent.wire.keys import (
     unwrap,
 )
 from host_agent.wire.names import check_name
+from host_agent.wire.ticket import DoorKey, seal_group_key
 
 _T = TypeVar("_T")
 
@@ -123,11 +125,21 @@ class LocalKeys:
     async def seal_group_key(self, wrapped: WrappedKey, ticket: str, to: Recipient) -> bytes:
         def work() -> bytes:
             group = self._open(wrapped, wrapped.tenant, wrapped.vpg)
-            context = (TICKET_CONTEXT, wrapped.tenant, wrapped.vpg, ticket)
+            context = (JOB_CONTEXT, wrapped.tenant, wrapped.vpg, ticket)
             return seal_to(to.public_key, group.dump(), *context)
 
         details = {"tenant": wrapped.tenant, "vpg": wrapped.vpg, "ticket": ticket}
         return await self._run("seal_group_key", work, **details, **_shown(to))
+
+    async def seal_for_restore(
+        self, wrapped: WrappedKey, ticket: str, to: RestoreProcess
+    ) -> DoorKey:
+        def work() -> DoorKey:
+            point = check_restore_process(to.chain, wrapped.tenant, self._root, self._clock.now())
+            return seal_group_key(self._open(wrapped, wrapped.tenant, wrapped.vpg), ticket, point)
+
+        details = {"tenant": wrapped.tenant, "vpg": wrapped.vpg, "ticket": ticket}
+        return await self._run("seal_for_restore", work, **details, reason=to.reason)
 
     async def export_tenant_key(self, tenant: str, to: Recipient) -> bytes:
         def work() -> bytes:

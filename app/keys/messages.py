@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from app.keys.port import KeyMissing, KeyProblem, KeyRefused, KeyServiceAway, WrappedKey
+from host_agent.wire import limits
 from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.keyrequest import DataKeyRequest
 
@@ -19,6 +20,7 @@ _LENGTH = struct.Struct("<I")
 
 _Name = Annotated[str, Meta(max_length=63)]
 _Reason = Annotated[str, Meta(max_length=2000)]
+_Chain = Annotated[str, Meta(max_length=limits.CERTIFICATE_CHAIN_BYTES_MAX)]
 _Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
@@ -53,13 +55,28 @@ class SealGroupKey(Request, frozen=True, tag="seal_group_key"):
     reason: _Reason
 
 
+class SealForRestore(Request, frozen=True, tag="seal_for_restore"):
+    wrapped: WrappedKey
+    ticket: _Name
+    chain: _Chain
+    reason: _Reason
+
+
 class ExportTenantKey(Request, frozen=True, tag="export_tenant_key"):
     tenant: _Name
     public_key: _Key
     reason: _Reason
 
 
-AnyRequest = Health | MakeTenantKey | NewGroupKey | IssueDataKey | SealGroupKey | ExportTenantKey
+AnyRequest = (
+    Health
+    | MakeTenantKey
+    | NewGroupKey
+    | IssueDataKey
+    | SealGroupKey
+    | SealForRestore
+    | ExportTenantKey
+)
 
 
 class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,9 +12,10 @@ from app.kit.problems import Problem
 from host_agent.wire.errors import WireError
 from host_agent.wire.keyrequest import DataKeyAnswer, DataKeyRequest
 from host_agent.wire.limits import KEY_OBJECT_BYTES_MAX
+from host_agent.wire.ticket import DoorKey
 
-#: What an envelope with a group's key is bound to, before tenant, group and the ticket's id.
-TICKET_CONTEXT = "group key for ticket"
+#: What an envelope with a group's key is bound to, before tenant, group and the job's id.
+JOB_CONTEXT = "group key for job"
 #: What an envelope with a tenant's key is bound to, before the tenant.
 RECOVERY_CONTEXT = "recovery key"
 
@@ -79,6 +80,14 @@ class Recipient:
     reason: str
 
 
+@dataclass(frozen=True)
+class RestoreProcess:
+    """A tenant's restore process, by its certificate with its authority's (PEM); and why."""
+
+    chain: str
+    reason: str
+
+
 class KeyService(Protocol):
     """Raises KeyRefused, KeyMissing and KeyServiceAway."""
 
@@ -97,7 +106,13 @@ class KeyService(Protocol):
         ...
 
     async def seal_group_key(self, wrapped: WrappedKey, ticket: str, to: Recipient) -> bytes:
-        """The group's key file in an envelope for the process that works by this ticket."""
+        """The group's key file in an envelope for a process that works on one job."""
+        ...
+
+    async def seal_for_restore(
+        self, wrapped: WrappedKey, ticket: str, to: RestoreProcess
+    ) -> DoorKey:
+        """The group's key file for the restore process of the group's tenant at a data node."""
         ...
 
     async def export_tenant_key(self, tenant: str, to: Recipient) -> bytes:
@@ -120,6 +135,11 @@ class NoKeys:
         raise _absent(request, wrapped, denied)
 
     async def seal_group_key(self, wrapped: WrappedKey, ticket: str, to: Recipient) -> bytes:
+        raise _absent(wrapped, ticket, to)
+
+    async def seal_for_restore(
+        self, wrapped: WrappedKey, ticket: str, to: RestoreProcess
+    ) -> DoorKey:
         raise _absent(wrapped, ticket, to)
 
     async def export_tenant_key(self, tenant: str, to: Recipient) -> bytes:

@@ -23,12 +23,13 @@ from app.keys.messages import (
     MakeTenantKey,
     NewGroupKey,
     Refusal,
+    SealForRestore,
     SealGroupKey,
     read_message,
     refusal_of,
     write_message,
 )
-from app.keys.port import KeyRefused, KeyService, Recipient
+from app.keys.port import KeyRefused, KeyService, Recipient, RestoreProcess
 from host_agent.wire.errors import HoldfastError
 
 _log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class KeyServer:
                 return await keys.issue_data_key(asked, wrapped, frozenset(denied))
             case SealGroupKey(wrapped, ticket, public_key, reason):
                 return await keys.seal_group_key(wrapped, ticket, Recipient(public_key, reason))
+            case SealForRestore(wrapped, ticket, chain, reason):
+                return await keys.seal_for_restore(wrapped, ticket, RestoreProcess(chain, reason))
             case ExportTenantKey(tenant, public_key, reason):
                 return await keys.export_tenant_key(tenant, Recipient(public_key, reason))
 

@@ -71,7 +71,7 @@ async def export_recovery_key(unit: TenantUnit, wanted: RecoveryKeyInput) -> byt
     tenant = await session.orm.get_one(Tenant, session.tenant_id)
     if wanted.tenant_name != tenant.name:
         raise Problem(
-            "not_confirmed",
+            "name_not_confirmed",
             "The name that was typed is not the tenant's.",
             hint="Whoever has this key can read everything: type the tenant's name to confirm.",
         )

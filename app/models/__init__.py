@@ -15,7 +15,7 @@ from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
 from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
 from app.models.jobs import Job, UsageHour
-from app.models.keys import GroupKeyRecord
+from app.models.keys import GroupKeyRecord, RestoreDoor
 from app.models.machines import Disk, HostInventory, Machine
 from app.models.operations import Operation
 from app.models.profiles import ServiceProfile
@@ -51,6 +51,7 @@ __all__ = [
     "Operation",
     "ProviderKey",
     "Resource",
+    "RestoreDoor",
     "ServiceProfile",
     "Site",
     "StoreCredential",

@@ -1,4 +1,4 @@
-"""Wrapped keys. Nothing here opens anything."""
+"""Wrapped keys, and to whom they are sealed for a restore. Nothing here opens anything."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ class GroupKeyRecord(TenantOwned, Base):
     wrapped: Mapped[str | None] = mapped_column(doc="None once it was destroyed.")
     created_at: Mapped[datetime]
     destroyed_at: Mapped[datetime | None]
+
+
+class RestoreDoor(TenantOwned, Base):
+    """The newest certificate of the tenant's restore process at a data node."""
+
+    __tablename__ = "restore_doors"
+
+    node_id: Mapped[UUID] = mapped_column(primary_key=True)
+    certificate: Mapped[str] = mapped_column(doc="PEM, with its authority's.")
+    made_at: Mapped[datetime]

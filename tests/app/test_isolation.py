@@ -96,6 +96,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "POST /v1/vpgs/{vpg_id}:pause": None,
     "POST /v1/vpgs/{vpg_id}:resume": None,
     "POST /v1/vpgs/{vpg_id}:force-sync": {},
+    "POST /v1/vpgs/{vpg_id}:restore": {"host_id": "host_x", "directory": "/restored"},
     "POST /v1/vpgs/{vpg_id}:delete": None,
     "GET /v1/vpgs/{vpg_id}/checkpoints": None,
     "POST /v1/vpgs/{vpg_id}/checkpoints": {"tag": "made"},

@@ -24,8 +24,10 @@ from msgspec.structs import replace as changed
 from app.certificates.authority import (
     Authority,
     make_intermediate,
+    make_node_authority,
     make_root,
     pem_of,
+    sign_door,
     sign_host,
     sign_server,
 )
@@ -33,13 +35,14 @@ from app.keys import chain
 from app.keys.client import SocketKeys
 from app.keys.local import KeysBusy, LocalKeys
 from app.keys.port import (
+    JOB_CONTEXT,
     RECOVERY_CONTEXT,
-    TICKET_CONTEXT,
     KeyMissing,
     KeyRefused,
     KeyService,
     KeyServiceAway,
     Recipient,
+    RestoreProcess,
     WrappedKey,
 )
 from app.keys.records import LogDamaged, read_log
@@ -48,11 +51,13 @@ from host_agent.wire.envelope import open_envelope
 from host_agent.wire.errors import HoldfastError, UnsealFailed
 from host_agent.wire.keyrequest import Asked, HostIdentity, ask
 from host_agent.wire.keys import GroupKey, TenantKey, open_with_tenant
-from host_agent.wire.names import Identity, agent_san
+from host_agent.wire.names import INGEST, RESTORE, Identity, agent_san, server_name
+from host_agent.wire.ticket import Ticket, open_group_key
 
 pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 GENERATION = bytes(range(16))
+TENANT = "ten_01hq3v5k8m9n2p4r6s7t8w9x0z"
 NOBODY: frozenset[str] = frozenset()
 
 
@@ -137,7 +142,7 @@ async def test_every_call_works_over_the_socket(made: Deployment, tmp_path: Path
         wrapped = await keys.new_group_key(A.tenant, A.group, key_id)
         assert WrappedKey.parse(wrapped.dump()) == wrapped
         sealed = await keys.seal_group_key(wrapped, "ticket-1", to)
-        context = (TICKET_CONTEXT, A.tenant, A.group, "ticket-1")
+        context = (JOB_CONTEXT, A.tenant, A.group, "ticket-1")
         group = GroupKey.parse(open_envelope(private, sealed, *context))
         assert (group.id, group.wrapped) == (wrapped.id, wrapped.wrapped)
         exported = await keys.export_tenant_key(A.tenant, to)
@@ -344,6 +349,56 @@ async def test_without_its_log_no_key_is_opened(
         await made.keys.issue_data_key(asked.request, wrapped, NOBODY)
     monkeypatch.undo()
     await made.keys.issue_data_key(asked.request, wrapped, NOBODY)
+
+
+def restore_process(
+    made: Deployment, service: str = server_name(TENANT, RESTORE), by: Authority | None = None
+) -> tuple[ec.EllipticCurvePrivateKey, str]:
+    """(key, certificate with its authority's) of a process at a data node."""
+    authority = by or make_node_authority(made.root, NOW)
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = sign_door(authority, key.public_key(), service, NOW)
+    return key, pem_of(leaf) + authority.certificate_pem
+
+
+async def test_a_ticket_key_is_for_the_tenants_restore_process(
+    made: Deployment, tmp_path: Path
+) -> None:
+    wrapped = await made.group(TENANT, A.group)
+    key, chain_pem = restore_process(made)
+    async with over_socket(made.keys, tmp_path / "s") as keys:
+        door = await keys.seal_for_restore(wrapped, "c" * 32, RestoreProcess(chain_pem, "test"))
+    ticket = Ticket(1, "c" * 32, TENANT, A.group, ["h"], "latest", "h", 1, 2, [door])
+    assert open_group_key(ticket, [key]).wrapped == wrapped.wrapped
+    assert read_log(made.directory / "log.jsonl")[-1]["act"] == "seal_for_restore"
+
+
+@pytest.mark.invariant("I9")
+async def test_no_other_process_gets_a_group_key(made: Deployment) -> None:
+    """Not even one that the control plane names: the root has to vouch for it as that."""
+    wrapped = await made.group(TENANT, A.group)
+    other = "ten-01hq3v5k8m9n2p4r6s7t8w9x11.restore"
+    ingest = server_name(TENANT, INGEST)
+    stranger = make_node_authority(make_root(NOW), NOW)
+    host = made.host(TENANT, "h").chain
+    own = restore_process(made)[1]
+    server = sign_server(made.root, [server_name(TENANT, RESTORE)], NOW).certificate_pem
+    for chain_pem in (
+        restore_process(made, other)[1],
+        restore_process(made, ingest)[1],
+        restore_process(made, by=stranger)[1],
+        restore_process(made, by=make_intermediate(made.root, TENANT, NOW))[1],
+        host,
+        server + made.root.certificate_pem,
+        "".join(reversed(_split(own))),
+        _split(own)[0],
+        "",
+    ):
+        with pytest.raises(KeyRefused):
+            await made.keys.seal_for_restore(wrapped, "c" * 32, RestoreProcess(chain_pem, "test"))
+    made.clock.at += timedelta(days=100)
+    with pytest.raises(KeyRefused, match="not valid now"):
+        await made.keys.seal_for_restore(wrapped, "c" * 32, RestoreProcess(own, "test"))
 
 
 @pytest.mark.invariant("I9")

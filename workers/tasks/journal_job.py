@@ -18,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from app.keys.client import SocketKeys
-from app.keys.port import TICKET_CONTEXT, Recipient, WrappedKey
+from app.keys.port import JOB_CONTEXT, Recipient, WrappedKey
 from host_agent.wire.envelope import open_envelope
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.keys import GroupKey
@@ -52,7 +52,7 @@ def group_key(order: dict[str, Any]) -> GroupKey:
     keys = SocketKeys(Path(order["keys_socket"]))
     recipient = Recipient(own.public_key().public_bytes_raw(), f"job {order['do']}")
     sealed = asyncio.run(keys.seal_group_key(wrapped, order["job"], recipient))
-    context = (TICKET_CONTEXT, wrapped.tenant, wrapped.vpg, order["job"])
+    context = (JOB_CONTEXT, wrapped.tenant, wrapped.vpg, order["job"])
     return GroupKey.parse(open_envelope(own, sealed, *context))
 
 
