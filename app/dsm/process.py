@@ -70,6 +70,9 @@ class DsmSettings(DatabaseSettings):
     data_doors: tuple[Address, ...] = Field(
         default=(), description="Instead of the doors of the data nodes that may serve a tenant."
     )
+    broker_url: str | None = Field(
+        default=None, description="Where workers are woken for what is due; None: nobody is."
+    )
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     lease_renew_seconds: float = 2.0
     lease_act_seconds: float = 6.0
@@ -248,6 +251,7 @@ class DsmProcess:
             parts.intake.run(),
             parts.revocations.run(self._shut_out),
             _often(self._follow, _ROUTES_SECONDS),
+            *self._jobs(),
         )
         tasks = [asyncio.ensure_future(one) for one in work]
         told = asyncio.ensure_future(stopping.wait())
@@ -259,6 +263,16 @@ class DsmProcess:
             for task in (*tasks, told):
                 task.cancel()
             await asyncio.gather(*tasks, told, return_exceptions=True)
+
+    def _jobs(self) -> Sequence[Awaitable[None]]:
+        """Tell workers what is due: in this process because it runs everywhere and always."""
+        broker = self.settings.broker_url
+        if broker is None:
+            return ()
+        # Only who has a broker needs its library.
+        from app.jobs.relay import relay_jobs, sender
+
+        return (relay_jobs(self.database, sender(broker), self.settings.command_poll_seconds),)
 
     async def stop(self) -> None:
         """Give the lease and the places up, write what waits, close the doors."""

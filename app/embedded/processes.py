@@ -74,6 +74,7 @@ def _dsm(installation: Installation) -> Program:
         "HOLDFAST_CONTROL_LISTEN": address(doors.host, doors.control),
         "HOLDFAST_DSM_CERTIFICATE_FILE": str(installation.folder.server_file),
         "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
+        "HOLDFAST_BROKER_URL": broker_url(_valkey_home(installation)),
         "HOLDFAST_DATA_DOORS": json.dumps([address(doors.reached_as, doors.data)]),
     }
     return _program("dsm", _shared(installation) | told, listens_on(doors.host, doors.control))
