@@ -17,6 +17,15 @@ import httpx2
 from pydantic import BaseModel, TypeAdapter
 
 from app.client.profiles import Profile
+from app.datanodes.schemas import (
+    DataNodeInput,
+    DataNodeJoin,
+    DataNodeOutput,
+    DataNodePage,
+    JournalStoreInput,
+    JournalStoreOutput,
+    JournalStorePage,
+)
 from app.events.schemas import AuditPage, AuditVerification, EventPage
 from app.hosts.schemas import HostOutput, JoinTokenCreated, JoinTokenInput, JoinTokenOutput
 from app.http.schemas import Page
@@ -102,6 +111,32 @@ class Client:
     def get_tenant(self) -> TenantOutput:
         """The caller's own."""
         return self._send("GET", "/v1/tenant", TenantOutput)
+
+    # --- data nodes and stores, for the provider's staff
+
+    def list_data_nodes(self) -> list[DataNodeOutput]:
+        """All of them, revoked ones too."""
+        return self._send("GET", "/v1/provider/data-nodes", DataNodePage).items
+
+    def create_data_node(self, wanted: DataNodeInput) -> DataNodeJoin:
+        """One that has still to join, with its token."""
+        return self._send("POST", "/v1/provider/data-nodes", DataNodeJoin, wanted)
+
+    def invite_data_node(self, node_id: str) -> DataNodeJoin:
+        """A new token, in place of the one before."""
+        return self._send("POST", f"/v1/provider/data-nodes/{node_id}:invite", DataNodeJoin)
+
+    def change_data_node(self, node_id: str, verb: str) -> DataNodeOutput:
+        """`drain`, `undrain` or `revoke` it."""
+        return self._send("POST", f"/v1/provider/data-nodes/{node_id}:{verb}", DataNodeOutput)
+
+    def list_journal_stores(self) -> list[JournalStoreOutput]:
+        """All of them, without credentials."""
+        return self._send("GET", "/v1/provider/journal-stores", JournalStorePage).items
+
+    def create_journal_store(self, wanted: JournalStoreInput) -> JournalStoreOutput:
+        """A new one."""
+        return self._send("POST", "/v1/provider/journal-stores", JournalStoreOutput, wanted)
 
     # --- sites
 

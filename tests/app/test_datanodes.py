@@ -16,7 +16,6 @@ from cryptography import x509
 from httpx2 import Response
 
 from app.datanodes.gateway import NodeGateway, NodeRefused, NodeTools
-from app.datanodes.own import OwnNode, prepare_own_node
 from app.datanodes.plan import NodePlace, choose_doors, may_hold
 from app.datanodes.service import doors_of_tenant
 from app.kit.ids import Kind, parse
@@ -442,18 +441,3 @@ def test_a_country_covers_its_regions(
     permitted: list[str] | None, territory: str, expected: bool
 ) -> None:
     assert may_hold(permitted, territory) is expected
-
-
-async def test_an_installation_on_one_machine_has_its_own_node(service: Service) -> None:
-    tools = service.tools
-    own = OwnNode(["127.0.0.1:7440"], "file:///journals", False, tools.root.fingerprint)
-    token = await prepare_own_node(tools.database, tools.sealer, own, tools.clock.now())
-    assert token is not None
-    assert (await join(service, token, request_of(make_key()))).status_code == 201
-    own = OwnNode(["127.0.0.1:7441"], "file:///journals", True, tools.root.fingerprint)
-    again = await prepare_own_node(tools.database, tools.sealer, own, tools.clock.now())
-    assert again is None
-    (node,) = (await service.provider.get("/v1/provider/data-nodes")).json()["items"]
-    assert (node["state"], node["doors"]) == ("active", ["127.0.0.1:7441"])
-    (store,) = (await service.provider.get("/v1/provider/journal-stores")).json()["items"]
-    assert (store["name"], store["wall"]) == ("default", "folder")

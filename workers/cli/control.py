@@ -104,7 +104,8 @@ def show_secret(row: Any, save: Path | None, *, as_json: bool) -> None:
     show_one(row, as_json=as_json)
 
 
-def _go_on(question: str, *, yes: bool) -> None:
+def go_on(question: str, *, yes: bool) -> None:
+    """Ask before an act that is not undone by a word; ends the command on a no."""
     if not yes:
         typer.confirm(question, abort=True, err=True)
 
@@ -230,7 +231,7 @@ def delete_site(
     site_id: str, yes: Yes = False, profile: ProfileName = None, as_json: Json = False
 ) -> None:
     """Remove a site that nothing uses."""
-    _go_on(f"Remove the site {site_id}?", yes=yes)
+    go_on(f"Remove the site {site_id}?", yes=yes)
     with connect(profile) as client:
         client.delete_site(site_id)
     _tell({"id": site_id, "deleted": True}, f"{site_id} is removed", as_json=as_json)
@@ -269,7 +270,7 @@ def revoke_host(
     host_id: str, yes: Yes = False, profile: ProfileName = None, as_json: Json = False
 ) -> None:
     """Shut a host out at once and for good. Its journals stay."""
-    _go_on(f"Shut {host_id} out for good? Its replication ends; its journals stay.", yes=yes)
+    go_on(f"Shut {host_id} out for good? Its replication ends; its journals stay.", yes=yes)
     with connect(profile) as client:
         show_one(client.revoke_host(host_id), as_json=as_json)
 
@@ -307,7 +308,7 @@ def revoke_api_key(
     api_key_id: str, yes: Yes = False, profile: ProfileName = None, as_json: Json = False
 ) -> None:
     """End an API key at once and for good."""
-    _go_on(f"End {api_key_id} for good?", yes=yes)
+    go_on(f"End {api_key_id} for good?", yes=yes)
     with connect(profile) as client:
         show_one(client.revoke_api_key(api_key_id), as_json=as_json)
 

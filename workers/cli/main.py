@@ -51,6 +51,7 @@ def _add_all(app: typer.Typer) -> None:
     _add_datanode(app)
     from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
     from workers.cli.control import GROUPS, audit_command, events_command
+    from workers.cli.datanodes import GROUPS as DATA_NODES
     from workers.cli.dsm import dsm_command
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
@@ -65,7 +66,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    for name, commands in GROUPS.items():
+    for name, commands in (GROUPS | DATA_NODES).items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)
     app.command("audit")(audit_command)
