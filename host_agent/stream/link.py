@@ -165,7 +165,7 @@ class TlsLink:
             hint="Check ca_file and server_name in the section [ingest].",
         )
 
-    async def send(self, chunks: Sequence[bytes]) -> None:
+    async def send(self, chunks: Sequence[bytes | memoryview]) -> None:
         """Send all bytes; LinkLost. For one task at a time, and not after a cancelled send."""
         for chunk in _joined(chunks):
             view = memoryview(chunk)
@@ -264,7 +264,7 @@ def _resolve(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def _joined(chunks: Sequence[bytes]) -> Sequence[bytes]:
+def _joined(chunks: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
     """Small chunks as one, so that they share TLS records and system calls."""
     small = sum(map(len, chunks)) <= _JOIN_BYTES_MAX
     return [b"".join(chunks)] if small and len(chunks) > 1 else chunks

@@ -39,7 +39,7 @@ _LOOK_MIN = 1024
 class Prepared:
     """A frame that is ready to leave. `plain` and `from_sync` in payload bytes."""
 
-    chunks: tuple[bytes, ...]
+    chunks: tuple[bytes | memoryview, ...]
     size: int
     first_seq: int
     last_seq: int

@@ -235,7 +235,7 @@ class AgentLink:
         self._changed.set()
         self._room.set()
 
-    async def send(self, chunks: Sequence[bytes]) -> None:
+    async def send(self, chunks: Sequence[bytes | memoryview]) -> None:
         """Send all bytes; LinkLost."""
         for chunk in chunks:
             while not self._out.has_room:

@@ -181,7 +181,7 @@ class FakeLink:
             if self._commit is not None:
                 self._commit.cancel()
 
-    async def send(self, chunks: Sequence[bytes]) -> None:
+    async def send(self, chunks: Sequence[bytes | memoryview]) -> None:
         if self.stall is not None:
             await self.stall.wait()
         if self.closed:

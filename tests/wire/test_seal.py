@@ -167,7 +167,7 @@ def _swapped() -> SealedFrame:
         batch.add(Op.MARK)
     frame = seal(batch)
     header = replace(frame.header, index_sealed=len(frame.payload), payload_sealed=len(frame.index))
-    return replace(_reheader(frame, header), index=frame.payload, payload=frame.index)
+    return replace(_reheader(frame, header), index=bytes(frame.payload), payload=frame.index)
 
 
 def _two() -> tuple[SealedFrame, SealedFrame]:
@@ -299,6 +299,12 @@ def _nonces(monkeypatch: pytest.MonkeyPatch, restart: bool) -> list[tuple[bytes,
                 seen.append((key, nonce))
                 sealed: bytes = real.encrypt(nonce, data, extra)
                 return sealed
+
+            def encrypt_into(
+                self, nonce: bytes, data: bytes, extra: bytes, into: memoryview
+            ) -> int:
+                seen.append((key, nonce))
+                return real.encrypt_into(nonce, data, extra, into)
 
         return Recorder()
 
