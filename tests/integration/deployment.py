@@ -1,0 +1,240 @@
+"""`holdfast up` and hosts that join it, each a process as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.demo.processes import Process, Processes, run
+from infra.demo.site import free_port, json_output, tool
+
+SECONDS = 150.0
+DISK = "db.raw"
+
+
+class Refused(Exception):
+    """The API answered with a problem."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        super().__init__(f"{status}: {problem}")
+        self.status, self.problem = status, problem
+
+
+@dataclass
+class Deployment:
+    """The whole service in a folder."""
+
+    folder: Path
+    processes: Processes
+    api: str
+    doors: tuple[int, int, int]
+    up: Process | None = None
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        api, control, data = map(str, self.doors)
+        words: list[str | Path] = [tool("holdfast"), "up", "--directory", self.state, "--json"]
+        words += ["--port", api, "--control-port", control, "--data-port", data]
+        self.up = self.processes.start("up", words, pipes=True)
+        assert self.up.popen.stdout is not None
+        line = self.up.popen.stdout.readline()
+        assert line.startswith(b'{"url"'), line + self.up.tail().encode()
+
+    def ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
+        """A call of the API; Refused."""
+        context = ssl.create_default_context(cafile=str(self.state / "root.crt"))
+        headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.api + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=context) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            raise Refused(error.code, json.loads(error.read())) from None
+
+    def make_tenant(self, name: str) -> Tenant:
+        """A tenant with its first administrator and a site."""
+        provider = (self.state / "provider.key").read_text().strip()
+        made = self.ask("POST", "/v1/provider/tenants", provider, {"name": name})
+        tenant = Tenant(self, name, made["token"])
+        tenant.site_id = tenant.post("/v1/sites", {"name": "here", "territory": "CH"})["id"]
+        return tenant
+
+
+@dataclass
+class Tenant:
+    """Somebody of a tenant."""
+
+    deployment: Deployment
+    name: str
+    token: str
+    site_id: str = ""
+
+    def get(self, path: str) -> Any:
+        return self.deployment.ask("GET", path, self.token)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self.deployment.ask("POST", path, self.token, body)
+
+    def join(self, name: str, disk_bytes: int) -> Host:
+        """A host with one disk, enrolled and running."""
+        folder = self.deployment.folder / f"{self.name}-{name}"
+        folder.mkdir()
+        host = Host(self, name, folder)
+        host.disk.parent.mkdir()
+        with host.disk.open("wb") as disk:
+            disk.truncate(disk_bytes)
+        host.join()
+        host.start()
+        return host
+
+    def finished(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """The operation at its end; it must have succeeded."""
+
+        def ended() -> Any:
+            now = self.get(f"/v1/operations/{operation['id']}")
+            return now if now["state"] not in ("queued", "running") else None
+
+        last: dict[str, Any] = until(f"{operation['kind']} is over", ended)
+        assert last["state"] == "succeeded", last
+        return last
+
+
+@dataclass
+class Host:
+    """A hypervisor machine of a tenant, with one machine that has one disk."""
+
+    tenant: Tenant
+    name: str
+    folder: Path
+    id: str = ""
+    vpg: str = ""
+    disk_id: str = ""
+    agent: Process | None = None
+    rings: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir="/dev/shm")))
+    tap: Process | None = None
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disks" / DISK
+
+    @property
+    def uri(self) -> str:
+        """Where the machine reaches its disk."""
+        return f"nbd+unix:///{self.disk_id}?socket={self.folder}/run/{self.vpg}.nbd"
+
+    def join(self) -> None:
+        """Enrol with a join token."""
+        wanted = {"name": self.name, "site_id": self.tenant.site_id}
+        token = self.folder / "join.token"
+        token.touch(0o600)
+        token.write_text(self.tenant.post("/v1/join-tokens", wanted)["token"])
+        words: list[str | Path] = [
+            tool("holdfast-agent"),
+            "enrol",
+            "--api",
+            self.tenant.deployment.api,
+            "--json",
+        ]
+        words += ["--token-file", token, "--directory", self.folder / "identity"]
+        self.id = json_output(words)["host_id"]
+        (self.folder / "identity/host.toml").write_text(
+            f'[tap]\nrun_dir = "{self.folder}/run"\nstate_dir = "{self.folder}/tap"\n'
+            f'[inventory]\nfolders = ["{self.disk.parent}"]\n'
+        )
+
+    def start(self) -> None:
+        """Start the tap, then the agent."""
+        processes = self.tenant.deployment.processes
+        (self.folder / "run").mkdir(exist_ok=True)
+        words: list[str | Path] = [tool("holdfast-tap"), "--run-dir", self.folder / "run"]
+        words += ["--state-dir", self.folder / "tap", "--ring-dir", self.rings]
+        self.tap = processes.start(f"tap-{self.name}", words)
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        words: list[str | Path] = [tool("holdfast-agent"), "run"]
+        words += ["--identity", self.folder / "identity"]
+        self.agent = self.tenant.deployment.processes.start(f"agent-{self.name}", words)
+
+    def protect(self, group: str) -> None:
+        """Make a group of its machine, and wait until it is in sync."""
+
+        def machine() -> Any:
+            mine = self.tenant.get("/v1/machines")["items"]
+            return next((one for one in mine if one["host_id"] == self.id), None)
+
+        found = until("the machine is known", machine)
+        self.disk_id = found["disks"][0]["id"]
+        members = [{"machine_id": found["id"]}]
+        wanted = {"name": group, "machines": members, "settings": {"rpo_seconds": 5}}
+        self.vpg = self.tenant.post("/v1/vpgs", wanted)["id"]
+        until("the group is in sync", lambda: self.status()["sync"] == "in_sync")
+
+    def status(self) -> dict[str, Any]:
+        """The group."""
+        found: dict[str, Any] = self.tenant.get(f"/v1/vpgs/{self.vpg}")
+        return found
+
+    def checkpoint(self, tag: str) -> str:
+        """A tagged checkpoint that is complete; its id."""
+        taken = self.tenant.post(f"/v1/vpgs/{self.vpg}/checkpoints", {"tag": tag})
+        return str(self.tenant.finished(taken)["input"]["checkpoint"])
+
+    def restore(self, at: str, folder: str) -> Path:
+        """The disk at that moment, brought back on this host by the API."""
+        where = self.folder / folder
+        wanted = {"at": at, "host_id": self.id, "directory": str(where)}
+        self.tenant.finished(self.tenant.post(f"/v1/vpgs/{self.vpg}:restore", wanted))
+        (image,) = where.rglob("*.raw")
+        return image
+
+
+def until(what: str, ask: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """What `ask` says once it says something; it may fail meanwhile."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            last = ask()
+        except (Refused, OSError) as error:
+            last = error
+        else:
+            if last:
+                return last
+        time.sleep(0.1)
+    raise AssertionError(f"Waited {seconds:.0f} s in vain: {what}. Last: {last}")
+
+
+@contextmanager
+def running_deployment() -> Iterator[Deployment]:
+    """The service, running; everything is ended and removed with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="hf-"))
+    folder.chmod(0o755)  # the database's unprivileged user has to reach its part
+    (folder / "logs").mkdir()
+    processes = Processes(folder / "logs")
+    doors = (free_port(), free_port(), free_port())
+    made = Deployment(folder, processes, f"https://localhost:{doors[0]}", doors)
+    try:
+        made.start()
+        yield made
+    finally:
+        processes.stop_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["Deployment", "Host", "Tenant", "run", "running_deployment", "until"]

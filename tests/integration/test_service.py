@@ -1,0 +1,94 @@
+"""The whole service as its users meet it: `holdfast up`, hosts that join, groups, restores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.deployment import (
+    Deployment,
+    Host,
+    Refused,
+    Tenant,
+    running_deployment,
+)
+from tests.integration.nbd import NbdClient
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("service")]
+_DISK_BYTES = 16 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    with running_deployment() as running:
+        yield running
+
+
+class Guest:
+    """Writes to a host's disk, and knows what is on it."""
+
+    def __init__(self, host: Host, seed: int) -> None:
+        self._client = NbdClient(host.uri)
+        self._rng = random.Random(seed)
+        self.model = bytearray(_DISK_BYTES)
+
+    def write(self, count: int) -> None:
+        for _ in range(count):
+            length = self._rng.choice((512, 4096, 32_768))
+            at = self._rng.randrange(0, _DISK_BYTES - length, 512)
+            data = self._rng.randbytes(length)
+            self._client.write(at, data)
+            self.model[at : at + length] = data
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture(scope="module")
+def acme(deployment: Deployment) -> Tenant:
+    return deployment.make_tenant("Acme")
+
+
+@pytest.fixture(scope="module")
+def shop(acme: Tenant) -> Host:
+    host = acme.join("hypervisor-1", _DISK_BYTES)
+    host.protect("shop")
+    return host
+
+
+def test_a_disk_comes_back_as_it_was_at_a_checkpoint(shop: Host) -> None:
+    guest = Guest(shop, 1)
+    guest.write(200)
+    shop.checkpoint("before")
+    wanted = bytes(guest.model)
+    guest.write(50)
+    shop.checkpoint("after")
+    assert shop.restore("tag:before", "restored").read_bytes() == wanted
+    assert shop.restore("tag:after", "control").read_bytes() == bytes(guest.model) != wanted
+    guest.close()
+
+
+def test_another_tenant_sees_nothing_of_it(deployment: Deployment, shop: Host) -> None:
+    checkpoint = shop.checkpoint("seen by nobody else")
+    stranger = deployment.make_tenant("Globex")
+    other = stranger.join("hypervisor-1", _DISK_BYTES)
+    other.protect("shop")
+    for path in (
+        f"/v1/vpgs/{shop.vpg}",
+        f"/v1/vpgs/{shop.vpg}/checkpoints",
+        f"/v1/vpgs/{shop.vpg}/checkpoints/{checkpoint}",
+        f"/v1/hosts/{shop.id}",
+    ):
+        shop.tenant.get(path)
+        with pytest.raises(Refused) as refused:
+            stranger.get(path)
+        assert refused.value.status == 404, path
+    wanted = {"at": "latest", "host_id": other.id, "directory": str(other.folder / "stolen")}
+    with pytest.raises(Refused) as refused:
+        stranger.post(f"/v1/vpgs/{shop.vpg}:restore", wanted)
+    assert refused.value.status == 404
+    assert not (other.folder / "stolen").exists()
+    shown = [one["id"] for one in stranger.get("/v1/vpgs")["items"]]
+    assert shown == [other.vpg]
