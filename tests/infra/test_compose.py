@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
+from app.dsm.process import DsmSettings
+from app.embedded.setup import SetupSettings
+from app.http.process import ApiSettings
+from app.keys.process import KeysSettings
+from app.kit.settings import Settings, read_settings
 from tests.architecture.sources import ROOT
+from workers.supervisor.command import read_settings as read_node_settings
+from workers.tasks.runner import WorkerSettings
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 _TOLD = {
@@ -23,8 +30,9 @@ _TOLD = {
 
 
 def parse(file: Path, **changed: str) -> subprocess.CompletedProcess[str]:
+    words = ["--project-directory", ROOT, "--profile", "data", "config", "--format", "json"]
     return subprocess.run(
-        [COMPOSE, "--file", file, "--project-directory", ROOT, "config", "--format", "json"],
+        [COMPOSE, "--file", file, *words],
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **_TOLD, **changed},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
@@ -56,14 +64,40 @@ def test_nothing_starts_without_its_passwords() -> None:
         assert name in done.stderr
 
 
-def test_each_process_is_a_command_that_takes_the_settings_it_is_given(
-    services: dict[str, Any],
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("api", ApiSettings),
+        ("dsm", DsmSettings),
+        ("keys", KeysSettings),
+        ("setup", SetupSettings),
+        ("worker", WorkerSettings),
+    ],
+)
+def test_each_process_is_told_what_it_needs_and_nothing_it_does_not_know(
+    services: dict[str, Any], name: str, kind: type[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started with its settings it complains of files and servers that are not there, never of a
-    variable."""
-    found = ours(services)
-    assert {"api", "dsm", "keys", "setup", "worker"} <= set(found)
-    for name, service in found.items():
+    told = {
+        variable: value
+        for variable, value in services[name]["environment"].items()
+        if variable.startswith("HOLDFAST_")
+    }
+    for variable, value in told.items():
+        monkeypatch.setenv(variable, value)
+    read_settings(kind)
+    shared = set(services["worker"]["environment"])
+    known = {f"HOLDFAST_{field.upper()}" for field in kind.model_fields}
+    assert set(told) - known <= shared
+
+
+def test_a_data_node_is_told_what_it_needs(services: dict[str, Any]) -> None:
+    settings = read_node_settings(services["datanode"]["environment"])
+    assert settings.token_file is not None
+    assert settings.control_doors == (("holdfast.example", 7444),)
+
+
+def test_each_process_is_a_command(services: dict[str, Any]) -> None:
+    for name, service in ours(services).items():
         command = [Path(sys.executable).with_name("holdfast"), *service["command"], "--help"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, (name, done.stderr)

@@ -154,7 +154,7 @@ class Host:
         self.id = json_output(words)["host_id"]
         (self.folder / "identity/host.toml").write_text(
             f'[tap]\nrun_dir = "{self.folder}/run"\nstate_dir = "{self.folder}/tap"\n'
-            f'[inventory]\nfolders = ["{self.disk.parent}"]\n'
+            f'[inventory]\nfolders = ["{self.disk.parent}"]\nrecovery = ["{self.folder}"]\n'
         )
 
     def start(self) -> None:
