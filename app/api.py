@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from fastapi import FastAPI
 
 from app.alerts.endpoints import router as alerts
+from app.alerts.schemas import Level
 from app.checkpoints.endpoints import router as checkpoints
+from app.checkpoints.state import CheckpointKind, CheckpointState
 from app.datanodes.endpoints import joining as joining_nodes
 from app.datanodes.endpoints import router as data_nodes
 from app.events.endpoints import router as events
@@ -21,10 +24,13 @@ from app.http.routing import check_routers
 from app.http.schemas import ProblemDocument
 from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
+from app.identity.privileges import Role
 from app.keys.endpoints import router as keys
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.machines.endpoints import router as machines
+from app.models.hosts import HostState
 from app.operations.endpoints import router as operations
+from app.operations.state import OperationState, StepState
 from app.profiles.endpoints import router as service_profiles
 from app.restores.endpoints import router as restores
 from app.sites.endpoints import router as sites
@@ -33,9 +39,13 @@ from app.tenants.endpoints import router as tenant
 from app.users.endpoints import inviting, logging_in
 from app.users.endpoints import router as users
 from app.vpgs.endpoints import router as vpgs
+from app.vpgs.settings import Priority
+from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
 
 #: Open to anybody: nothing of a tenant is in them.
-PUBLIC = frozenset({"/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"})
+PUBLIC = frozenset(
+    {"/v1/enums", "/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"}
+)
 _ROUTERS = (
     tenant,
     sites,
@@ -58,6 +68,22 @@ _ROUTERS = (
     provider_tenants,
     data_nodes,
     joining_nodes,
+)
+#: What the API speaks in; GLOSSARY.md says what each word means.
+ENUMS: tuple[type[StrEnum], ...] = (
+    Lifecycle,
+    Sync,
+    Sla,
+    Recovery,
+    Link,
+    Priority,
+    OperationState,
+    StepState,
+    CheckpointKind,
+    CheckpointState,
+    Level,
+    HostState,
+    Role,
 )
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."
 
@@ -90,6 +116,11 @@ def make_app(tools: Tools) -> FastAPI:
     async def problems() -> list[dict[str, Any]]:
         """Every code that a problem document may carry."""
         return [vars(kind) for kind in CATALOGUE.values()]
+
+    @app.get("/v1/enums", tags=["service"], summary="List the values of every enum")
+    async def enums() -> dict[str, list[str]]:
+        """Every word that a state, kind or level may be."""
+        return {kind.__name__: [value.value for value in kind] for kind in ENUMS}
 
     @app.get("/v1/root-certificate", tags=["hosts"], summary="Get the deployment's root")
     async def root_certificate() -> RootOutput:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit.problems import Problem
 
 BODY_BYTES_MAX = 1024 * 1024
+#: Nothing of ours is as deep; a parser of ours must not be either.
+DEPTH_MAX = 32
+_STRING = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def check_depth(body: bytes) -> None:
+    """Problem `body_too_deep` for JSON in which more than so many values lie in each other."""
+    if body.count(b"[") + body.count(b"{") <= DEPTH_MAX:
+        return
+    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
+    steps = (1 if bracket in b"[{" else -1 for bracket in brackets)
+    if max(accumulate(steps), default=0) > DEPTH_MAX:
+        raise Problem("body_too_deep", f"At most {DEPTH_MAX} values may lie in each other.")
 
 
 class BodyLimit:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
 from app.http import idempotency
+from app.http.limits import check_depth
 from app.http.unit import ProviderUnit, TenantUnit, Tools
 from app.identity.principals import (
     Principal,
@@ -90,7 +91,8 @@ class TenantRoute(APIRoute):
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            await request.body()  # a slow sender holds no connection of the database
+            # A slow sender holds no connection of the database.
+            check_depth(await request.body())
             credential = await self.credential(request)
             assert credential.tenant_id is not None
             tools: Tools = request.app.state.tools
@@ -175,7 +177,7 @@ class ProviderRoute(APIRoute):
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            await request.body()
+            check_depth(await request.body())
             credential = self.credential(request)
             tools: Tools = request.app.state.tools
             async with tools.database.provider() as session:

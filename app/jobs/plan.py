@@ -20,6 +20,7 @@ class JobKind(StrEnum):
     VPG_COLLECT = "vpg_collect"
     VPG_SCRUB = "vpg_scrub"
     METER_USAGE = "meter_usage"
+    RUN_DUE = "run_due"  #: what waited before it destroys history
     TIDY_RECORDS = "tidy_records"  #: old events, answers kept for repeats
 
     @property
@@ -41,6 +42,7 @@ PERIODS: Mapping[JobKind, Period] = {
     JobKind.VPG_COLLECT: Period(_DAY, 2 * _MINUTE),
     JobKind.VPG_SCRUB: Period(7 * _DAY, 2 * _MINUTE),
     JobKind.METER_USAGE: Period(_HOUR, _MINUTE),
+    JobKind.RUN_DUE: Period(10 * _MINUTE, _MINUTE),
     JobKind.TIDY_RECORDS: Period(_DAY, _MINUTE),
 }
 

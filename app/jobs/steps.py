@@ -8,7 +8,9 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.database.sessions import TenantSession
+from app.events.ledger import Circumstances, write_ledger
 from app.models import Disk, Event, IdempotencyRecord, UsageHour, Vpg, VpgDisk
+from app.vpgs.due import run_due
 from app.vpgs.state import Lifecycle
 
 #: So long can be gone on from an event's place, and a request be repeated.
@@ -42,6 +44,12 @@ async def meter_usage(session: TenantSession, now: datetime) -> None:
     await session.orm.execute(
         row.on_conflict_do_update(index_elements=["tenant_id", "hour"], set_=largest)
     )
+
+
+async def run_due_acts(session: TenantSession, now: datetime) -> None:
+    """Do what waited before it destroys history, and whose time has come."""
+    happenings = await run_due(session, now)
+    await write_ledger(session, happenings, [], Circumstances("worker", "", "", now))
 
 
 async def tidy_records(session: TenantSession, now: datetime) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
 
 from app.database.sessions import TenantSession
+from app.events.ledger import Happening
 from app.hosts.service import revoked_hosts
 from app.http.unit import TenantUnit
 from app.keys.port import KeyMissing, KeyRefused, KeyService, Recipient, WrappedKey
@@ -45,6 +47,16 @@ async def wrapped_group_key(session: TenantSession, vpg_id: UUID) -> WrappedKey:
     if wrapped is None:
         raise KeyMissing("The group has no key, or it was destroyed.")
     return WrappedKey.parse(wrapped)
+
+
+async def destroy_group_key(session: TenantSession, vpg_id: UUID, now: datetime) -> list[Happening]:
+    """Forget a group's key for good: nothing opens its journal any more. Repeats change nothing."""
+    key = {"tenant_id": session.tenant_id, "vpg_id": vpg_id}
+    row = await session.orm.get(GroupKeyRecord, key, with_for_update=True)
+    if row is None or row.destroyed_at is not None:
+        return []
+    row.wrapped, row.destroyed_at = None, now
+    return [Happening("keys.group_key_destroyed", show(Kind.VPG, vpg_id))]
 
 
 async def issue_data_key(

@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
+
 from app.database.sessions import TenantSession
 from app.events.ledger import Circumstances, Happening
 from app.http.lookup import find
@@ -135,6 +137,40 @@ async def cancel_operation(unit: TenantUnit, operation: Operation) -> None:
         unit.happenings.append(happened)
     shown = show(Kind.OPERATION, operation.id)
     unit.note("operations.cancel_requested", shown, kind=operation.kind)
+
+
+async def find_unfinished(session: TenantSession, kind: str, subject: str) -> Operation | None:
+    """The operation of this kind on this subject that is not over; the oldest one."""
+    found = await session.orm.scalars(
+        select(Operation)
+        .where(
+            Operation.tenant_id == session.tenant_id,
+            Operation.kind == kind,
+            Operation.subject == subject,
+            Operation.state.in_(sorted(UNFINISHED)),
+        )
+        .order_by(Operation.created_at)
+        .limit(1)
+    )
+    return found.one_or_none()
+
+
+async def find_due(
+    session: TenantSession, kinds: Sequence[str], now: datetime
+) -> Sequence[Operation]:
+    """Operations of these kinds whose time has come, locked; those that another has are left."""
+    found = await session.orm.scalars(
+        select(Operation)
+        .where(
+            Operation.tenant_id == session.tenant_id,
+            Operation.kind.in_(kinds),
+            Operation.state == OperationState.QUEUED,
+            Operation.due_at <= now,
+        )
+        .order_by(Operation.due_at)
+        .with_for_update(skip_locked=True)
+    )
+    return found.all()
 
 
 async def get_operation(unit: TenantUnit, operation_id: str, *, lock: bool = False) -> Operation:

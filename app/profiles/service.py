@@ -52,16 +52,17 @@ async def replace_profile(unit: TenantUnit, profile: ServiceProfile, wanted: Pro
 
 async def delete_profile(unit: TenantUnit, profile: ServiceProfile) -> None:
     """Remove a service profile; Problem `in_use` while a group names it."""
+    name, shown = profile.name, show(Kind.SERVICE_PROFILE, profile.id)
     await unit.session.orm.delete(profile)
     try:
         await unit.session.orm.flush()
     except IntegrityError:
         raise Problem(
             "in_use",
-            f"A group was made from the profile {profile.name}.",
+            f"A group was made from the profile {name}.",
             hint="Give those groups another profile, or none.",
         ) from None
-    unit.note("service_profiles.deleted", show(Kind.SERVICE_PROFILE, profile.id), name=profile.name)
+    unit.note("service_profiles.deleted", shown, name=name)
 
 
 async def _flush(unit: TenantUnit, name: str) -> None:

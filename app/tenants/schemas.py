@@ -23,6 +23,9 @@ class Plan(Input):
     territories: list[Territory] | None = Field(
         default=None, description="Where the tenant's data may be held and opened. None: anywhere."
     )
+    destroy_delay_hours: int = Field(
+        default=24, ge=1, le=720, description="How long what destroys history can be cancelled."
+    )
     rpo_seconds_min: int = Field(default=5, ge=1, le=86_400)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request, Response, status
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement
+from starlette.responses import JSONResponse
 
 from app.http.etags import check_etag, put_etag
 from app.http.listing import Asked, list_page
@@ -15,13 +16,14 @@ from app.http.schemas import Page
 from app.http.unit import TenantUnit, tenant_unit
 from app.identity.privileges import Privilege
 from app.kit.ids import Kind, show
-from app.kit.problems import Problem, not_found
+from app.kit.problems import MEDIA_TYPE, Problem, not_found
 from app.models import Vpg
 from app.operations.schemas import OperationOutput
 from app.operations.service import show_operation
-from app.vpgs import service
+from app.vpgs import planning, service
 from app.vpgs.filters import vpg_filters
 from app.vpgs.members import show_members
+from app.vpgs.planning_schemas import ApplyInput, ConfirmInput, PlanInput, PlanOutput
 from app.vpgs.schemas import (
     ForceSyncInput,
     MemberInput,
@@ -184,3 +186,59 @@ async def delete_vpg(unit: Unit, vpg_id: str, request: Request) -> OperationOutp
     vpg = await service.get_vpg(unit, vpg_id, lock=True)
     check_etag(request, vpg.version)
     return show_operation(await service.delete_vpg(unit, vpg))
+
+
+@router.post(
+    "/vpgs/{vpg_id}:plan",
+    dependencies=_WRITE,
+    status_code=status.HTTP_201_CREATED,
+    summary="Plan a change of a group",
+)
+async def plan_vpg(unit: Unit, vpg_id: str, wanted: PlanInput) -> PlanOutput:
+    """Every change that it would make, what would be lost, what cannot be undone. Nothing is done
+    before `:apply`.
+    """
+    vpg = await service.get_vpg(unit, vpg_id, lock=True)
+    return await planning.show_plan(unit, vpg, await planning.make_plan(unit, vpg, wanted))
+
+
+@router.post(
+    "/vpgs/{vpg_id}:apply",
+    dependencies=_WRITE,
+    status_code=_ACCEPTED,
+    summary="Apply a plan",
+)
+async def apply_vpg_plan(
+    unit: Unit, vpg_id: str, wanted: ApplyInput, request: Request
+) -> OperationOutput:
+    """Do what a plan says. One that is stale answers 409 `plan_stale` with a new plan as `plan`.
+    What destroys history wants the name and a reason, and waits: cancel its operation to keep it.
+    """
+    vpg = await service.get_vpg(unit, vpg_id, lock=True)
+    plan = await planning.get_plan(unit, vpg, wanted.plan_id)
+    if planning.is_stale(unit, vpg, plan):
+        again = await planning.make_plan(unit, vpg, PlanInput(**plan.change))
+        shown = await planning.show_plan(unit, vpg, again)
+        # Not raised: the new plan is kept.
+        return _stale(request, shown)  # type: ignore[return-value]
+    return show_operation(await planning.apply_plan(unit, vpg, plan, wanted))
+
+
+def _stale(request: Request, plan: PlanOutput) -> JSONResponse:
+    problem = Problem("plan_stale", hint="Read the new plan and apply that one.")
+    body = {**problem.body(request.state.request_id), "plan": plan.model_dump(mode="json")}
+    return JSONResponse(body, problem.kind.status, media_type=MEDIA_TYPE)
+
+
+@router.post(
+    "/vpgs/{vpg_id}:destroy-journal",
+    dependencies=[requires(Privilege.JOURNALS_DESTROY)],
+    status_code=_ACCEPTED,
+    summary="Destroy a removed group's journal",
+)
+async def destroy_vpg_journal(unit: Unit, vpg_id: str, wanted: ConfirmInput) -> OperationOutput:
+    """For good, and not at once: it wants the group's name and a reason, waits as long as the
+    tenant's plan says, and can be cancelled until then.
+    """
+    vpg = await service.get_vpg(unit, vpg_id, lock=True)
+    return show_operation(await planning.destroy_journal(unit, vpg, wanted))

@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any
 
 from fastapi import Depends, Query
-from sqlalchemy import ColumnElement, exists
+from sqlalchemy import ColumnElement, exists, func
 
 from app.http.labels import LabelQuery, label_filters
 from app.http.lookup import parse_filter
+from app.http.unit import TenantUnit, tenant_unit
 from app.kit.ids import Kind
 from app.models import Vpg, VpgDisk, VpgStatus
 from app.vpgs.settings import Priority
-from app.vpgs.state import Lifecycle, Link, Recovery, Sync
+from app.vpgs.state import HISTORY_SHARE_MIN, Lifecycle, Link, Recovery, Sla, Sync
 
 _Id = Annotated[str | None, Query(max_length=80)]
 
 
 @dataclass(frozen=True)
 class _States:
-    """States of a group, each of its own idea."""
+    """States of a group, each of its own idea, and what it was made from."""
 
     lifecycle: Annotated[Lifecycle | None, Query()] = None
     sync: Annotated[Sync | None, Query()] = None
     recovery: Annotated[Recovery | None, Query()] = None
+    profile_id: _Id = None
     link: Annotated[Link | None, Query()] = None
+
+
+def _when(unit: Annotated[TenantUnit, Depends(tenant_unit)]) -> datetime:
+    return unit.now
+
+
+def _sla(
+    now: Annotated[datetime, Depends(_when)], sla: Annotated[Sla | None, Query()] = None
+) -> list[ColumnElement[bool]]:
+    """The same as `sla_of`, said to the database."""
+    if sla is None:
+        return []
+    status = VpgStatus
+    promised = Vpg.settings["rpo_seconds"].as_integer()
+    history = Vpg.settings["history_hours"].as_integer() * 3600
+    known = status.recoverable_at.is_not(None) & status.oldest_at.is_not(None)
+    late = _seconds(now - status.recoverable_at) > promised
+    age = _seconds(status.recoverable_at - status.protected_since)
+    short = _seconds(status.recoverable_at - status.oldest_at) < HISTORY_SHARE_MIN * func.least(
+        history, age
+    )
+    conditions = {
+        Sla.UNKNOWN: ~known,
+        Sla.RPO_BREACHED: known & late,
+        Sla.HISTORY_BREACHED: known & ~late & short,
+        Sla.MEETING: known & ~late & ~short,
+    }
+    same = (status.tenant_id == Vpg.tenant_id, status.vpg_id == Vpg.id)
+    return [exists().where(*same, conditions[sla])]
+
+
+def _seconds(interval: Any) -> ColumnElement[Any]:
+    return func.extract("epoch", interval)
 
 
 def vpg_filters(
     states: Annotated[_States, Depends()],
+    sla: Annotated[list[ColumnElement[bool]], Depends(_sla)],
     label: LabelQuery = None,
     priority: Annotated[Priority | None, Query()] = None,
-    profile_id: _Id = None,
     machine_id: _Id = None,
 ) -> list[ColumnElement[bool]]:
     """Conditions of a list; removed groups are in it only if they are asked for."""
@@ -41,16 +77,17 @@ def vpg_filters(
         filters.append(Vpg.lifecycle != Lifecycle.REMOVED)
     else:
         filters.append(Vpg.lifecycle == states.lifecycle)
+    if states.profile_id is not None:
+        profile = parse_filter(Kind.SERVICE_PROFILE, states.profile_id)
+        filters.append(Vpg.profile_id == profile)
     if states.recovery is not None:
         filters.append(Vpg.recovery == states.recovery)
     if priority is not None:
         filters.append(Vpg.settings["priority"].as_string() == priority)
-    if profile_id is not None:
-        filters.append(Vpg.profile_id == parse_filter(Kind.SERVICE_PROFILE, profile_id))
     if machine_id is not None:
         machine = parse_filter(Kind.MACHINE, machine_id)
         filters.append(_has(VpgDisk.machine_id == machine))
-    return [*filters, *_status_filters(states)]
+    return [*filters, *sla, *_status_filters(states)]
 
 
 def _has(condition: ColumnElement[bool]) -> ColumnElement[bool]:

@@ -30,8 +30,17 @@ from app.tenants.schemas import Plan
 from app.vpgs.assigning import hosts_of, raise_assignments
 from app.vpgs.facts import DELETE, finish_removal
 from app.vpgs.members import add_members, check_plan, find_members, plan_of, remove_members
+from app.vpgs.plan import is_tighter
 from app.vpgs.quotas import check_rpo
-from app.vpgs.schemas import ForceSyncInput, MemberInput, VpgBody, VpgChange, VpgInput, VpgWhole
+from app.vpgs.schemas import (
+    DEFAULT_STORE,
+    ForceSyncInput,
+    MemberInput,
+    VpgBody,
+    VpgChange,
+    VpgInput,
+    VpgWhole,
+)
 from app.vpgs.settings import Settings
 from app.vpgs.state import (
     CHANGEABLE,
@@ -120,6 +129,12 @@ async def resolve(unit: TenantUnit, wanted: VpgBody) -> dict[str, Any]:
             ("recovery_site_id", wanted.recovery_site_id),
         )
     }
+    if wanted.store != DEFAULT_STORE:
+        raise Problem(
+            "settings_refused",
+            "The deployment has no journal store of this name.",
+            hint=f"Name {DEFAULT_STORE!r}, or ask the provider.",
+        )
     settings = wanted.settings
     if settings is None:
         settings = Settings(**profile.settings) if profile else Settings()
@@ -189,7 +204,6 @@ def _check_harmless(vpg: Vpg, values: dict[str, Any]) -> None:
         for name, is_risky in {
             "history_hours": values["settings"]["history_hours"] < vpg.settings["history_hours"],
             "journal_bytes_max": is_tighter(vpg.settings, values["settings"]),
-            "store": values["store"] != vpg.store,
             "recovery_site_id": vpg.recovery_site_id is not None
             and values["recovery_site_id"] != vpg.recovery_site_id,
         }.items()
@@ -201,12 +215,6 @@ def _check_harmless(vpg: Vpg, values: dict[str, Any]) -> None:
             f"Changing {' and '.join(risky)} so is planned before it is done.",
             hint="Send it to `:plan`, read what it would do, then `:apply` the plan.",
         )
-
-
-def is_tighter(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether the journal's limit is lower than it was."""
-    old, new = before["journal_bytes_max"], after["journal_bytes_max"]
-    return new is not None and (old is None or new < old)
 
 
 async def change_vpg(unit: TenantUnit, vpg: Vpg, values: dict[str, Any]) -> None:

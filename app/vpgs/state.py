@@ -237,15 +237,20 @@ def history_actual_seconds(facts: Facts) -> float | None:
     return max(0.0, (facts.recoverable_at - facts.oldest_at).total_seconds())
 
 
+def _age_seconds(facts: Facts) -> float:
+    """From the first complete checkpoint ever to the newest."""
+    if facts.recoverable_at is None or facts.protected_since is None:
+        return 0.0
+    return (facts.recoverable_at - facts.protected_since).total_seconds()
+
+
 def sla_of(promise: Promise, facts: Facts, now: datetime) -> Sla:
     """Whether the promises are kept now. An RPO that is missed is said before a short history."""
     rpo, history = rpo_actual_seconds(facts, now), history_actual_seconds(facts)
-    if rpo is None or history is None or facts.protected_since is None:
+    if rpo is None or history is None:
         return Sla.UNKNOWN
     if rpo > promise.rpo_seconds:
         return Sla.RPO_BREACHED
-    age = (now - facts.protected_since).total_seconds() - rpo
-    expected = min(promise.history_seconds, age)
-    if history < HISTORY_SHARE_MIN * expected:
+    if history < HISTORY_SHARE_MIN * min(promise.history_seconds, _age_seconds(facts)):
         return Sla.HISTORY_BREACHED
     return Sla.MEETING

@@ -69,11 +69,12 @@ class Service:
         """With this token."""
         return Caller(self.http, token)
 
-    async def make_tenant(self, name: str | None = None) -> Caller:
+    async def make_tenant(
+        self, name: str | None = None, plan: dict[str, Any] | None = None
+    ) -> Caller:
         """A new tenant's first administrator."""
-        answer = await self.provider.post(
-            "/v1/provider/tenants", {"name": name or f"tenant {next(_numbers)}"}
-        )
+        wanted = {"name": name or f"tenant {next(_numbers)}", "plan": plan or {}}
+        answer = await self.provider.post("/v1/provider/tenants", wanted)
         assert answer.status_code == 201, answer.text
         return self.caller(answer.json()["token"])
 

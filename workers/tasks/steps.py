@@ -13,7 +13,7 @@ from typing import Any
 from app.database.sessions import Database, TenantSession
 from app.jobs.plan import JobKind
 from app.jobs.service import Claim
-from app.jobs.steps import meter_usage, tidy_records
+from app.jobs.steps import meter_usage, run_due_acts, tidy_records
 from app.keys.service import wrapped_group_key
 from app.kit.clock import Clock
 from app.kit.ids import Kind, show
@@ -108,5 +108,6 @@ STEPS: dict[str, Callable[[StepTools, Claim], Awaitable[None]]] = {
     JobKind.VPG_COLLECT: _of_journal("collect"),
     JobKind.VPG_SCRUB: _of_journal("scrub"),
     JobKind.METER_USAGE: _of_tenant(meter_usage),
+    JobKind.RUN_DUE: _of_tenant(run_due_acts),
     JobKind.TIDY_RECORDS: _of_tenant(tidy_records),
 }
