@@ -203,11 +203,14 @@ class Client:
 
     # --- how
 
-    def _pages(self, path: str, model: type[M]) -> Iterator[M]:
+    def _pages(
+        self, path: str, model: type[M], filters: Mapping[str, Any] | None = None
+    ) -> Iterator[M]:
         adapter: TypeAdapter[Page[M]] = TypeAdapter(Page[model])  # type: ignore[valid-type]
+        given = {name: value for name, value in (filters or {}).items() if value is not None}
         cursor: str | None = None
         while True:
-            query = {"limit": _PAGE} | ({"cursor": cursor} if cursor else {})
+            query = {**given, "limit": _PAGE} | ({"cursor": cursor} if cursor else {})
             page = adapter.validate_json(self._call("GET", path, query=query).content)
             yield from page.items
             cursor = page.next_cursor
@@ -223,6 +226,11 @@ class Client:
         query: Mapping[str, Any] | None = None,
     ) -> M:
         return model.model_validate_json(self._call(method, path, body, query).content)
+
+    def _change(self, method: str, path: str, body: BaseModel | None = None) -> httpx2.Response:
+        """Change what is at this path, as it is now."""
+        version = self._call("GET", path).headers["etag"]
+        return self._call(method, path, body, headers={"if-match": version})
 
     def _call(
         self,

@@ -27,12 +27,15 @@ _WRITE = [requires(Privilege.MACHINES_WRITE)]
 
 
 def _filters(
+    name: Annotated[str | None, Query(max_length=200)] = None,
     host_id: Annotated[str | None, Query(max_length=80)] = None,
     is_protected: Annotated[bool | None, Query()] = None,
     is_present: Annotated[bool | None, Query()] = None,
     label: LabelQuery = None,
 ) -> list[ColumnElement[bool]]:
     filters = label_filters(Machine.labels, label)
+    if name is not None:
+        filters.append(Machine.name == name)
     if host_id is not None:
         filters.append(Machine.host_id == parse_filter(Kind.HOST, host_id))
     if is_present is not None:

@@ -22,8 +22,9 @@ _Id = Annotated[str | None, Query(max_length=80)]
 
 @dataclass(frozen=True)
 class _States:
-    """States of a group, each of its own idea, and what it was made from."""
+    """States of a group, each of its own idea, and what it is named and made from."""
 
+    name: Annotated[str | None, Query(max_length=80)] = None
     lifecycle: Annotated[Lifecycle | None, Query()] = None
     sync: Annotated[Sync | None, Query()] = None
     recovery: Annotated[Recovery | None, Query()] = None
@@ -77,6 +78,8 @@ def vpg_filters(
         filters.append(Vpg.lifecycle != Lifecycle.REMOVED)
     else:
         filters.append(Vpg.lifecycle == states.lifecycle)
+    if states.name is not None:
+        filters.append(Vpg.name == states.name)
     if states.profile_id is not None:
         profile = parse_filter(Kind.SERVICE_PROFILE, states.profile_id)
         filters.append(Vpg.profile_id == profile)

@@ -43,7 +43,7 @@ class Place:
                 select(Command).where(Command.tenant_id == session.tenant_id).order_by(Command.id)
             )
             return [
-                (one.kind, one.operation_id and show(Kind.OPERATION, one.operation_id))
+                (one.kind, show(Kind.OPERATION, one.operation_id) if one.operation_id else None)
                 for one in found
             ]
 

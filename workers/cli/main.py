@@ -21,7 +21,7 @@ def make_app(first: str = "") -> typer.Typer:
         name="holdfast",
         help="Every write journalled, any moment brought back.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=first != "restore",
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
@@ -53,6 +53,7 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.datanodes import GROUPS as DATA_NODES
     from workers.cli.dsm import dsm_command
+    from workers.cli.happening import GROUPS as PROTECTION
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
     from workers.cli.services import api_command, setup_command, worker_command
@@ -66,7 +67,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    for name, commands in (GROUPS | DATA_NODES).items():
+    for name, commands in (GROUPS | DATA_NODES | PROTECTION).items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)
     app.command("audit")(audit_command)
