@@ -85,6 +85,32 @@ class Bucket(Output):
 class TimelineOutput(Output):
     """A group's checkpoints as a picture. Stretches without any are left out."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "begins_at": "2026-11-21T22:10:00Z",
+                "ends_at": "2026-11-22T22:10:00Z",
+                "bucket_seconds": 1200.0,
+                "oldest_at": "2026-11-21T22:10:00Z",
+                "recoverable_at": "2026-11-22T22:10:00Z",
+                "buckets": [
+                    {
+                        "begins_at": "2026-11-22T21:50:00Z",
+                        "checkpoints": 240,
+                        "complete": 240,
+                        "failed": 0,
+                        "tagged": 0,
+                        "pinned": 0,
+                        "response_us_max": 5210,
+                        "hold_us_max": 0,
+                        "skew_us_max": 0,
+                        "last_complete_at": "2026-11-22T22:09:55Z",
+                    }
+                ],
+            }
+        }
+    )
+
     begins_at: datetime
     ends_at: datetime
     bucket_seconds: float = Field(description="Whole ten minutes where it is that or longer.")

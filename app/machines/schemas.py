@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.config import JsonDict
 
 from app.http.labels import Labels
 from app.http.schemas import Input, Output
@@ -64,6 +65,27 @@ class Inventory(BaseModel):
     digest: Annotated[str, StringConstraints(max_length=128)]
 
 
+_EXAMPLE: JsonDict = {
+    "id": "mach_01kb0000000000000000000000",
+    "name": "web",
+    "host_id": "host_01kb0000000000000000000000",
+    "uuid": None,
+    "labels": {"app": "shop"},
+    "is_present": True,
+    "disks": [
+        {
+            "id": "disk_01kb0000000000000000000000",
+            "name": "vda",
+            "bytes": 21474836480,
+            "is_present": True,
+            "vpg_id": "vpg_01kb0000000000000000000000",
+        }
+    ],
+    "created_at": "2026-11-22T22:10:00Z",
+    "seen_at": "2026-11-22T22:10:00Z",
+}
+
+
 class DiskOutput(Output):
     """A virtual disk of a machine."""
 
@@ -76,6 +98,8 @@ class DiskOutput(Output):
 
 class MachineOutput(Output):
     """A virtual machine that a host has, or had."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
 
     id: str
     name: str

@@ -30,6 +30,16 @@ class ProfileInput(Input):
 class ProfileOutput(Output):
     """Settings with a name. A change of it changes no group that was made from it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                **_EXAMPLE,
+                "id": "prof_01kb0000000000000000000000",
+                "created_at": "2026-11-22T22:10:00Z",
+            }
+        }
+    )
+
     id: str
     name: str
     description: str

@@ -162,6 +162,29 @@ class MemberOutput(Output):
 class MemberList(Output):
     """All machines of a group."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "items": [
+                    {
+                        "machine_id": "mach_01kb0000000000000000000000",
+                        "name": "web",
+                        "host_id": "host_01kb0000000000000000000000",
+                        "is_present": True,
+                        "disks": [
+                            {
+                                "disk_id": "disk_01kb0000000000000000000000",
+                                "name": "web.vda",
+                                "bytes": 21474836480,
+                                "added_at": "2026-11-22T22:10:00Z",
+                            }
+                        ],
+                    }
+                ]
+            }
+        }
+    )
+
     items: list[MemberOutput]
 
 
