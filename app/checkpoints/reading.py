@@ -84,7 +84,8 @@ async def _rows(session: TenantSession, wanted: Wanted) -> Sequence[Checkpoint]:
         query = query.where(table.expected_at < wanted.end)
     if wanted.oldest is not None:
         kept = table.is_pinned | table.tag.is_not(None)
-        query = query.where(kept | (table.expected_at >= wanted.oldest))
+        moment = func.coalesce(table.taken_at, table.expected_at)
+        query = query.where(kept | (moment >= wanted.oldest))
     if wanted.kind is not None:
         query = query.where(table.kind == wanted.kind)
     if wanted.is_named:
@@ -145,7 +146,7 @@ def _matches(found: Found, wanted: Wanted) -> bool:
     return (
         (wanted.begin is None or at >= wanted.begin)
         and (wanted.end is None or at < wanted.end)
-        and (wanted.oldest is None or at >= wanted.oldest)
+        and (wanted.oldest is None or (shown.taken_at or at) >= wanted.oldest)
         and (wanted.before is None or (at, identifier) < wanted.before)
         and wanted.kind in (None, shown.kind)
         and wanted.state in (None, shown.state)

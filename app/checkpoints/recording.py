@@ -161,13 +161,15 @@ async def _raise_recoverable(session: TenantSession, taken: Sequence[Taken]) -> 
     table = VpgStatus
     newest = _by_group({key: max(moments) for key, moments in times.items()})
     oldest = _by_group({key: min(moments) for key, moments in times.items()})
+    # While nothing was folded, history begins with the first one, however late that is told.
+    is_whole = table.oldest_at.is_(None) | (table.oldest_at == table.protected_since)
     await session.orm.execute(
         update(table)
         .where(table.tenant_id == session.tenant_id, table.vpg_id.in_(sorted(times)))
         .values(
             recoverable_at=func.greatest(table.recoverable_at, newest),
-            oldest_at=func.coalesce(table.oldest_at, oldest),
-            protected_since=func.coalesce(table.protected_since, oldest),
+            oldest_at=case((is_whole, func.least(table.oldest_at, oldest)), else_=table.oldest_at),
+            protected_since=func.least(table.protected_since, oldest),
         )
         .execution_options(synchronize_session=False)
     )

@@ -126,7 +126,7 @@ async def forget_before(session: TenantSession, vpg_id: UUID, moment: datetime) 
         delete(rows).where(
             rows.tenant_id == session.tenant_id,
             rows.vpg_id == vpg_id,
-            rows.expected_at < moment,
+            func.coalesce(rows.taken_at, rows.expected_at) < moment,
             rows.tag.is_(None),
             rows.is_pinned.is_(False),
         )

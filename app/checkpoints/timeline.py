@@ -190,7 +190,9 @@ def _open(vpg_id: UUID, frame: Frame, row: Any, oldest: datetime | None) -> list
     at = pack.expected + (key.begins_ms - frame.begin_ms)
     wanted = (at >= 0) & (at < frame.end_ms - frame.begin_ms)
     if oldest is not None:
-        wanted &= pack.expected + key.begins_ms >= milliseconds(oldest)
+        begins = moment_of(key.begins_ms)
+        since = round((oldest - begins) / timedelta(microseconds=1))
+        wanted &= pack.expected * 1000 + pack.taken >= since
     places, complete = at // frame.width_ms, pack.is_complete
     times = taken_times(key, pack)
     sums = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.checkpoints.identity import checkpoint_id, milliseconds
+from app.checkpoints.identity import checkpoint_id, milliseconds, moment_of
 from app.checkpoints.merging import Taken
 from app.checkpoints.service import forget_before
 from app.checkpoints.state import CheckpointState
@@ -24,8 +24,9 @@ def _series(vpg_id: str, begin: datetime, count: int) -> list[Taken]:
     key = parse(Kind.VPG, vpg_id)
     host = parse(Kind.HOST, "host_00000000000000000000000001")
     made = []
+    first = moment_of(milliseconds(begin))  # as the engine has it: its identifier says it
     for number in range(count):
-        at = begin + number * _STEP
+        at = first + number * _STEP
         made.append(
             Taken(
                 key,
