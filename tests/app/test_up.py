@@ -44,12 +44,21 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def command_of(folder: Path, port: int) -> list[str]:
+    """The words that start it; its other doors are anywhere."""
+    words = [str(HOLDFAST), "up", "--directory", str(folder), "--port", str(port), "--json"]
+    return [*words, "--control-port", str(free_port()), "--data-port", str(free_port())]
+
+
 @contextmanager
 def running(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The process and what it said when it answered."""
-    command = [str(HOLDFAST), "up", "--directory", str(folder), "--port", str(port), "--json"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        command_of(folder, port),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
     )
     try:
         assert process.stdout is not None
@@ -124,9 +133,8 @@ def test_secrets_are_for_their_owner_alone(folder: Path) -> None:
 
 def refused(folder: Path, port: int) -> dict[str, Any]:
     """The error of a start that must fail."""
-    command = [str(HOLDFAST), "up", "--directory", str(folder), "--port", str(port), "--json"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_SECONDS_MAX, check=False
+        command_of(folder, port), capture_output=True, text=True, timeout=_SECONDS_MAX, check=False
     )
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr

@@ -30,7 +30,15 @@ _TOLD = {
 
 
 def parse(file: Path, **changed: str) -> subprocess.CompletedProcess[str]:
-    words = ["--project-directory", ROOT, "--profile", "data", "config", "--format", "json"]
+    words: list[str | Path] = [
+        "--project-directory",
+        ROOT,
+        "--profile",
+        "data",
+        "config",
+        "--format",
+        "json",
+    ]
     return subprocess.run(
         [COMPOSE, "--file", file, *words],
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **_TOLD, **changed},

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.demo.processes import Process, Processes, run
+from infra.demo.processes import Process, Processes
 from infra.demo.site import free_port, json_output, tool
 
 SECONDS = 150.0
@@ -66,6 +66,17 @@ class Deployment:
         except urllib.error.HTTPError as error:
             raise Refused(error.code, json.loads(error.read())) from None
 
+    def pid_of(self, words: bytes, *, is_newest: bool = False) -> int:
+        """The oldest or newest process of the service with these words in its command line."""
+        assert self.up is not None
+
+        def found() -> int | None:
+            assert self.up is not None
+            pids = [pid for pid in descendants(self.up.pid) if words in command_line(pid)]
+            return max(pids, default=None) if is_newest else min(pids, default=None)
+
+        return int(until(f"a process {words!r}", found))
+
     def make_tenant(self, name: str) -> Tenant:
         """A tenant with its first administrator and a site."""
         provider = (self.state / "provider.key").read_text().strip()
@@ -102,14 +113,19 @@ class Tenant:
         host.start()
         return host
 
-    def finished(self, operation: dict[str, Any]) -> dict[str, Any]:
-        """The operation at its end; it must have succeeded."""
+    def ended(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """The operation at its end."""
 
-        def ended() -> Any:
+        def over() -> Any:
             now = self.get(f"/v1/operations/{operation['id']}")
             return now if now["state"] not in ("queued", "running") else None
 
-        last: dict[str, Any] = until(f"{operation['kind']} is over", ended)
+        last: dict[str, Any] = until(f"{operation['kind']} is over", over)
+        return last
+
+    def finished(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """The operation at its end; it must have succeeded."""
+        last = self.ended(operation)
         assert last["state"] == "succeeded", last
         return last
 
@@ -204,6 +220,25 @@ class Host:
         return image
 
 
+def command_line(pid: int) -> bytes:
+    """The words of a process, or none where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process started, and those that they did."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in map(int, children):
+        yield child
+        yield from descendants(child)
+
+
 def until(what: str, ask: Callable[[], Any], seconds: float = SECONDS) -> Any:
     """What `ask` says once it says something; it may fail meanwhile."""
     deadline = time.monotonic() + seconds
@@ -235,6 +270,3 @@ def running_deployment() -> Iterator[Deployment]:
     finally:
         processes.stop_all()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Deployment", "Host", "Tenant", "run", "running_deployment", "until"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -13,6 +17,7 @@ from tests.integration.deployment import (
     Refused,
     Tenant,
     running_deployment,
+    until,
 )
 from tests.integration.nbd import NbdClient
 
@@ -92,3 +97,55 @@ def test_another_tenant_sees_nothing_of_it(deployment: Deployment, shop: Host) -
     assert not (other.folder / "stolen").exists()
     shown = [one["id"] for one in stranger.get("/v1/vpgs")["items"]]
     assert shown == [other.vpg]
+
+
+#: What is killed, and how its process is told from the others.
+PARTS = {
+    "api": b"workers.cli.main\0api",
+    "dsm": b"workers.cli.main\0dsm",
+    "keys": b"workers.cli.main\0keys",
+    "worker": b"workers.cli.main\0worker",
+    "datanode": b"workers.cli.main\0datanode",
+    "ingest": b"workers.supervisor.zygote",
+    "valkey": b"valkey-server",
+    "postgres": b"pginstall/bin/postgres\0-D",
+}
+
+
+def test_each_process_may_die_while_hosts_write(
+    deployment: Deployment, shop: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Replication goes on, nothing is lost, and all of it agrees again by itself."""
+    hosts = [shop, shop.tenant.join("hypervisor-2", _DISK_BYTES)]
+    hosts.append(deployment.make_tenant("Initech").join("hypervisor-3", _DISK_BYTES))
+    for host in hosts[1:]:
+        host.protect("other")
+    guests = [Guest(host, number) for number, host in enumerate(hosts, 2)]
+    guests[0].model[:] = shop.disk.read_bytes()
+    for part, words in PARTS.items():
+        # The zygote is the oldest of its kind, an ingest that it made is the newest.
+        pid = deployment.pid_of(words, is_newest=part == "ingest")
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        for guest in guests:
+            guest.write(10)
+        for host in hosts:
+            until(f"a checkpoint after the death of {part}", partial(_take, host, part))
+        with capsys.disabled():
+            print(f"\n{part} killed: all hosts have a checkpoint after {_since(began)}", end="")
+        assert deployment.pid_of(words, is_newest=part == "ingest") != pid
+    for host, guest in zip(hosts, guests, strict=True):
+        guest.write(5)
+        host.checkpoint("last")
+        assert host.restore("tag:last", "last").read_bytes() == bytes(guest.model)
+        guest.close()
+
+
+def _take(host: Host, part: str) -> bool:
+    """A checkpoint now; what was asked of a process that died may have failed."""
+    taken = host.tenant.post(f"/v1/vpgs/{host.vpg}/checkpoints", {"tag": f"after {part}"})
+    return bool(host.tenant.ended(taken)["state"] == "succeeded")
+
+
+def _since(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s"
