@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from host_agent.wire import limits
 from host_agent.wire.errors import HoldfastError, LimitExceeded, WireError
-from host_agent.wire.record import SEQ_LIMIT
+from host_agent.wire.limits import SEQ_LIMIT
 
 PATH = "/v1/control"
 SUBPROTOCOL = "holdfast-control.1"

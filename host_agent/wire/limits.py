@@ -5,6 +5,9 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 
+#: Sequences are below this: they fit 64 bits with a sign, in every library.
+SEQ_LIMIT = 1 << 63
+
 #: Positions between two anchors of the record hash: at most 192 KiB are hashed to continue.
 HASH_GRID = 4096
 

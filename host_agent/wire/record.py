@@ -17,7 +17,7 @@ Records = NDArray[Any]
 NO_DISK = 0xFFFF
 
 #: Sequences stay below this, so that they fit signed integers everywhere.
-SEQ_LIMIT = 1 << 63
+SEQ_LIMIT = limits.SEQ_LIMIT
 
 
 class Op(IntEnum):

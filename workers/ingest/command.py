@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from workers.ingest.answering import serve_json
 from workers.ingest.config import IngestConfig, load_config
 from workers.ingest.errors import BadConfig
 from workers.ingest.log import Log
@@ -15,7 +16,7 @@ from workers.ingest.memory import reuse_memory
 from workers.ingest.ports import SystemClock
 from workers.ingest.server import Server
 from workers.ingest.service import Background, StoreWork
-from workers.ingest.status import serve_json, status_of
+from workers.ingest.status import status_of
 from workers.ingest.tls import server_context
 from workers.ingest.tools import Tools
 

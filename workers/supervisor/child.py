@@ -11,17 +11,15 @@ import socket
 import msgspec
 
 from host_agent.wire.errors import HoldfastError
-from host_agent.wire.names import INGEST, RESTORE
 from host_agent.wire.serving import ServingRecord
 from workers.ingest.log import Log
 from workers.ingest.memory import reuse_memory
 from workers.ingest.ports import SystemClock
 from workers.ingest.tls import ServerIdentity
 from workers.supervisor.channel import Channel, Message
+from workers.supervisor.kinds import SERVICES
 from workers.supervisor.port import OpenService, Service, ServiceStart
 
-#: A service, and the module that is it.
-SERVICES = {INGEST: "workers.ingest.door", RESTORE: "workers.restore.door"}
 #: The supervisor hears so often how it goes.
 REPORT_SECONDS = 2.0
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host_agent.wire.errors import HoldfastError
+from workers.ingest.answering import serve_json
 from workers.ingest.log import Log
 from workers.ingest.ports import SystemClock
-from workers.ingest.status import serve_json
 from workers.supervisor.control import ControlClient
 from workers.supervisor.identity import PEM as IDENTITY
 from workers.supervisor.identity import JoiningFailed, NodeIdentity, join, load_identity

@@ -17,7 +17,7 @@ from host_agent.wire.nodecontrol import StreamFacts, TenantRecord
 from host_agent.wire.serving import ServingRecord, decode_record
 from workers.ingest.log import Log
 from workers.supervisor.channel import Message
-from workers.supervisor.child import SERVICES
+from workers.supervisor.kinds import ROUTER, SERVICES
 from workers.supervisor.processes import Process, Processes
 from workers.supervisor.record import (
     Kept,
@@ -28,7 +28,6 @@ from workers.supervisor.record import (
     with_identity,
     with_probed,
 )
-from workers.supervisor.zygote import ROUTER
 
 #: Connections of one tenant's service that wait for its process to be there.
 _EARLY_MAX = 64

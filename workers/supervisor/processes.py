@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from workers.ingest.log import Log
 from workers.supervisor.channel import Channel, Message, make_pair
 from workers.supervisor.state import Life
-from workers.supervisor.zygote import become_subreaper
+from workers.supervisor.system import become_subreaper
 
 #: An ingest commits what it has within 5 s.
 _STOP_SECONDS_MAX = 6.0

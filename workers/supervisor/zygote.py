@@ -9,7 +9,6 @@ record over a socket pair after the fork.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -22,12 +21,10 @@ from pathlib import Path
 
 from workers.storage.s3 import warm
 from workers.supervisor.channel import ChannelClosed, receive
-from workers.supervisor.child import SERVICES, run_child
+from workers.supervisor.child import run_child
+from workers.supervisor.kinds import ROUTER, SERVICES
 from workers.supervisor.router import run_router
-
-#: The process that has the listener; every other kind is a tenant's service.
-ROUTER = "router"
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+from workers.supervisor.system import set_name
 
 
 def main() -> int:
@@ -78,17 +75,6 @@ def _fork(end: socket.socket, kind: str, descriptors: list[int]) -> None:
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def set_name(name: str) -> None:
-    """What lists of processes show."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-
-
-def become_subreaper() -> None:
-    """Orphans below us are ours to reap, whoever forked them; OSError."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 if __name__ == "__main__":
