@@ -44,8 +44,6 @@ from workers.storage.port import (
 
 _UNFINISHED = ".unfinished"
 _TRIES_MAX = 8
-#: Pieces that one call writes; the kernel takes as many.
-_IOV_MAX = 1024
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -314,16 +312,11 @@ def _errno_name(error: OSError) -> str:
 
 
 def _write_all(descriptor: int, data: Content) -> None:
-    parts = data.parts if isinstance(data, Pieces) else [data]
-    rest = [memoryview(part).cast("B") for part in parts if len(part)]
-    at = 0
-    while at < len(rest):
-        written = os.writev(descriptor, rest[at : at + _IOV_MAX])
-        while at < len(rest) and written >= len(rest[at]):
-            written -= len(rest[at])
-            at += 1
-        if written:
-            rest[at] = rest[at][written:]
+    parts = data.parts if isinstance(data, Pieces) else (data,)
+    for part in filter(len, parts):
+        rest = memoryview(part).cast("B")
+        while len(rest):
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_directory(path: Path) -> None:
