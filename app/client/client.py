@@ -30,6 +30,9 @@ from app.events.schemas import AuditPage, AuditVerification, EventPage
 from app.hosts.schemas import HostOutput, JoinTokenCreated, JoinTokenInput, JoinTokenOutput
 from app.http.schemas import Page
 from app.identity.schemas import ApiKeyCreated, ApiKeyInput, ApiKeyOutput
+from app.keys.schemas import RecoveryKeyInput, RecoveryKeyOutput
+from app.operations.schemas import OperationOutput
+from app.restores.schemas import RestoreInput
 from app.sites.schemas import SiteInput, SiteOutput
 from app.tenants.schemas import TenantCreated, TenantInput, TenantOutput, TenantPage
 from host_agent.wire.errors import HoldfastError
@@ -184,6 +187,16 @@ class Client:
     def revoke_api_key(self, api_key_id: str) -> ApiKeyOutput:
         """End it at once and for good."""
         return self._send("POST", f"/v1/api-keys/{api_key_id}:revoke", ApiKeyOutput)
+
+    # --- keys and restores
+
+    def export_recovery_key(self, wanted: RecoveryKeyInput) -> RecoveryKeyOutput:
+        """The tenant's key, sealed to the key in the request."""
+        return self._send("POST", "/v1/recovery-key:export", RecoveryKeyOutput, wanted)
+
+    def restore_vpg(self, vpg_id: str, wanted: RestoreInput) -> OperationOutput:
+        """Have a host bring a moment of a group back."""
+        return self._send("POST", f"/v1/vpgs/{vpg_id}:restore", OperationOutput, wanted)
 
     # --- what happened
 

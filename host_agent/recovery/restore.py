@@ -107,6 +107,8 @@ class _Restore:
         self._wanted, self._report, self._means = wanted, report, means
         self._ticket: Ticket = read_unbelieved(wanted.ticket)
         self._doors = [_doorway(door, self._ticket, wanted) for door in wanted.doors]
+        if not self._doors:
+            raise DoorsAway("No data node was named.", hint="Ask for the restore anew.")
         self._kept = Kept(self._ticket.tenant, self._ticket.vpg, self._ticket.id)
         self._images: dict[str, PartialImage] = {}
         self._streams: dict[str, str] = {}

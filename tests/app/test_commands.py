@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from host_agent.wire.keys import TenantKey
 from tests.app.test_up import HOLDFAST, free_port, running, state_folder
 
 
@@ -60,6 +61,21 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         made = terminal.ask("tenant", "create", "Acme")
         terminal.add_profile("acme", made["token"])
         yield terminal
+
+
+def test_the_recovery_key_is_exported_into_a_private_file(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "acme.key"
+    words = ("keys", "export-recovery", "--reason", "for the safe", "--output", str(file))
+    refused = terminal.run(*words, "--tenant-name", "acme", "--profile", "acme", "--json")
+    assert json.loads(refused.stdout)["error"] == "name_not_confirmed"
+    assert not file.exists()
+    made = terminal.ask(*words, "--tenant-name", "Acme", "--profile", "acme")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert TenantKey.parse(file.read_bytes()).id == made["id"]
+    again = terminal.run(*words, "--tenant-name", "Acme", "--profile", "acme", "--json")
+    assert json.loads(again.stdout)["error"] == "bad_key_file"
 
 
 def test_an_administrator_s_first_minutes(terminal: Terminal) -> None:

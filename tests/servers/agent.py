@@ -67,6 +67,7 @@ class Source:
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     predecessor: bytes | None = None
     start_ns: int = field(default_factory=time.time_ns)
+    begin: bytes = b'{"cause":"first_start"}'
 
     def __post_init__(self) -> None:
         self.generation = self.rng.randbytes(16)
@@ -79,7 +80,7 @@ class Source:
         self.hashes: list[bytes] = [bytes(32)]
         self._running = RecordHash()
         self._time = self.start_ns
-        self._append(Op.BEGIN, b'{"cause":"first_start"}', disk=NO_DISK)
+        self._append(Op.BEGIN, self.begin, disk=NO_DISK)
 
     @property
     def head(self) -> int:

@@ -44,6 +44,15 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def check_new(path: Path) -> None:
+    """BadKeyFile before a key is asked for that could then not be kept."""
+    if path.exists() or not path.absolute().parent.is_dir():
+        raise BadKeyFile(
+            f"{path} is there already, or its folder is not; nothing was asked for.",
+            hint="Name a new file in a folder that exists.",
+        )
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Create a key file, mode 0600, durable; BadKeyFile if something has its name."""
     try:

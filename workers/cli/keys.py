@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from host_agent.wire.keys import GroupKey, TenantKey
-from workers.cli.keyfiles import read_tenant_key, write_new
+from workers.cli.keyfiles import check_new, read_tenant_key, write_new
 from workers.cli.options import OutputOptions, command
 from workers.cli.output import print_json
 
@@ -57,6 +57,21 @@ class MakeGroupOptions(OutputOptions):
     output: Annotated[Path, typer.Option(help="The key file to make.")]
 
 
+@dataclass(kw_only=True)
+class ExportOptions(OutputOptions):
+    """Options of `keys export-recovery`."""
+
+    tenant_name: Annotated[str, typer.Option(help="The tenant's name, typed to confirm.")]
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")]
+    output: Annotated[Path, typer.Option(help="The key file to make.")]
+    code: Annotated[
+        str | None, typer.Option(help="A one-time code: people in a session need one.")
+    ] = None
+    profile: Annotated[
+        str | None, typer.Option(help="Instead of the chosen one, or $HOLDFAST_PROFILE.")
+    ] = None
+
+
 @command(keys_app, "make-tenant", MakeTenantOptions)
 def make_tenant(options: MakeTenantOptions) -> None:
     """Make a tenant's key. It opens everything of the tenant: keep copies where the bucket is
@@ -73,6 +88,22 @@ def make_group(options: MakeGroupOptions) -> None:
     key = GroupKey.make(tenant_key, options.group)
     write_new(options.output, key.dump())
     _tell(options, options.output, {"tenant": key.tenant, "group": key.group, "id": key.id})
+
+
+@command(keys_app, "export-recovery", ExportOptions)
+def export_recovery(options: ExportOptions) -> None:
+    """Get the tenant's key file from the service: with the bucket it opens everything, without the
+    service. Every administrator is told. Keep it where nobody finds both."""
+    from app.client.client import Client
+    from app.client.profiles import Profiles
+    from app.keys.exporting import open_exported, request_export
+
+    check_new(options.output)
+    request, private = request_export(options.tenant_name, options.reason, options.code)
+    with Client(Profiles().get(options.profile)) as client:
+        key = open_exported(client.export_recovery_key(request), private)
+    write_new(options.output, key.dump())
+    _tell(options, options.output, {"tenant": key.tenant, "id": key.id})
 
 
 def _tell(options: OutputOptions, path: Path, fields: dict[str, str]) -> None:
