@@ -51,13 +51,13 @@ def test_what_comes_behind_the_hello_does_not_matter() -> None:
 
 
 @given(st.lists(st.integers(1, 300), max_size=20))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_however_it_is_cut_into_records_the_name_is_the_same(sizes: list[int]) -> None:
     assert server_name_of(in_records(HELLO, sizes)) == NAME
 
 
 @given(st.lists(st.integers(1, 300), max_size=8), st.data())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_waiting_for_as_much_as_it_asks_for_reaches_the_name(
     sizes: list[int], data: st.DataObject
 ) -> None:
@@ -165,13 +165,13 @@ def test_a_list_of_names_that_is_not_one_plain_name_is_refused(names: bytes) -> 
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_bytes_have_an_answer(data: bytes) -> None:
     _answer(data)
 
 
 @given(st.integers(0, len(HELLO) - 1), st.integers(0, 255), st.integers(0, len(HELLO)))
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 def test_any_damage_to_a_hello_has_an_answer(at: int, value: int, end: int) -> None:
     damaged = bytearray(HELLO)
     damaged[at] = value

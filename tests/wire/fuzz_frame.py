@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host_agent.wire import tapctl
-from host_agent.wire.errors import HoldfastError
+from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.frame import FrameHeader, decode_index, encode_index
 from host_agent.wire.keys import GroupKey, check_key_object
 from host_agent.wire.message import MessageType, pack, parse_body, parse_head
@@ -24,7 +24,9 @@ from host_agent.wire.ring import RingView
 from host_agent.wire.seal import decompress
 from host_agent.wire.segment import parse_tail, verify_segment
 from tests.model.sectors import crc32c
+from tests.supervisor.test_hello import client_hello
 from tests.wire.samples import GENERATION, IDENTITY
+from workers.supervisor.hello import HELLO_BYTES_MAX, NeedsMore, NoHello, server_name_of
 
 
 def _header(data: bytes) -> None:
@@ -83,6 +85,15 @@ def _unzip(data: bytes) -> None:
     assert len(decompress(data[2:], plain)) == plain
 
 
+def _hello(data: bytes) -> None:
+    try:
+        found = server_name_of(data)
+    except NoHello:
+        raise WireError("These bytes name no server.") from None
+    if isinstance(found, NeedsMore):
+        assert len(data) < found.total <= HELLO_BYTES_MAX
+
+
 TARGETS: list[Callable[[bytes], object]] = [
     _header,
     _forged_header,
@@ -97,6 +108,7 @@ TARGETS: list[Callable[[bytes], object]] = [
     _unzip,
     GroupKey.parse,
     tapctl.decode,
+    _hello,
 ]
 
 
@@ -130,6 +142,7 @@ def seeds() -> list[bytes]:
         10: [b"\x64\0" + bytes.fromhex("28b52ffd2064150000") + b"x"],
         11: [files["group-key.json"]],
         12: [b'{"id": 1, "ok": true, "head": 5}'],
+        13: [client_hello()],
     }
     return [bytes([target]) + data for target, inputs in by_target.items() for data in inputs]
 

@@ -94,7 +94,7 @@ def test_an_unknown_type_is_passed_over() -> None:
 
 
 @given(st.sampled_from([*UP, *DOWN]), st.integers(0, 300), st.characters())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_damaged_messages_have_an_answer(
     message: FromNode | FromManager, at: int, letter: str
 ) -> None:

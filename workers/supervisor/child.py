@@ -22,6 +22,8 @@ from workers.supervisor.port import OpenService, Service, ServiceStart
 
 #: The supervisor hears so often how it goes.
 REPORT_SECONDS = 2.0
+#: Connections that wait while a service begins: its store may take long to answer.
+_EARLY_MAX = 64
 
 
 def run_child(end: socket.socket) -> int:
@@ -40,7 +42,9 @@ class _Child:
         self._started: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._channel = Channel(end, self._on_message, self._stop.set)
         self._service: Service | None = None
+        #: What came before the service was there. Of records and certificates the last one counts.
         self._early: list[tuple[socket.socket, str]] = []
+        self._newer: dict[str, Message] = {}
 
     async def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +81,8 @@ class _Child:
             self._channel.send({"type": "failed", "code": error.code, "message": error.message})
             return 1
         self._service = service
+        for message in self._newer.values():
+            self._change(service, message)
         self._channel.send({"type": "ready"})
         for connected, address in self._early:
             service.take(connected, address)
@@ -91,16 +97,24 @@ class _Child:
         if kind == "take":
             connected = socket.socket(fileno=descriptors[0])
             connected.setblocking(False)
-            if self._service is None:
+            if self._service is not None:
+                self._service.take(connected, message["address"])
+            elif len(self._early) < _EARLY_MAX:
                 self._early.append((connected, message["address"]))
             else:
-                self._service.take(connected, message["address"])
+                connected.close()
         elif kind == "start":
             self._started.set_result(message)
-        elif kind == "record" and self._service is not None:
-            self._service.change(_record(message))
-        elif kind == "identity" and self._service is not None:
-            self._service.renew(_identity(message))
+        elif self._service is None:
+            self._newer[kind] = message
+        else:
+            self._change(self._service, message)
+
+    def _change(self, service: Service, message: Message) -> None:
+        if message["type"] == "record":
+            service.change(_record(message))
+        else:
+            service.renew(_identity(message))
 
 
 def _record(message: Message) -> ServingRecord:
