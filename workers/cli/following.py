@@ -57,6 +57,16 @@ def vpg_id_of(client: Protection, text: str) -> str:
     return found.id
 
 
+def host_id_of(client: Protection, text: str) -> str:
+    """The identifier of a host by its name or identifier; BadWord."""
+    if text.startswith("host_"):
+        return text
+    found = next((host for host in client.list_hosts() if host.name == text), None)
+    if found is None:
+        raise BadWord(f"There is no host named {text}.", hint="`holdfast host list` names them.")
+    return found.id
+
+
 def machine_id_of(client: Protection, text: str) -> str:
     """The identifier of a machine by its name or identifier; BadWord."""
     if text.startswith("mach_"):

@@ -15,6 +15,7 @@ from workers.cli.following import (
     Wait,
     Watch,
     connect_protection,
+    host_id_of,
     labels_of,
     machine_id_of,
     say,
@@ -171,6 +172,34 @@ def force_sync(
         wanted = ForceSyncInput(full=full)
         operation = client.force_sync(vpg_id_of(client, vpg), wanted)
         show_operation(client, operation, wait=wait, as_json=as_json)
+
+
+@dataclass(kw_only=True)
+class RestoreOptions(OutputOptions):
+    """Options of `vpg restore`."""
+
+    vpg: VpgName
+    host: Annotated[str, typer.Option(help="The host that gets the disks: name or identifier.")]
+    directory: Annotated[
+        str, typer.Option(help="A new folder there, in one that its host.toml allows.")
+    ]
+    at: Annotated[
+        str, typer.Option(help="latest, time:RFC3339, tag:TEXT, checkpoint:ID or seq:N.")
+    ] = "latest"
+    wait: Wait = False
+    profile: ProfileName = None
+
+
+@command(vpg_app, "restore", RestoreOptions)
+def restore_vpg(options: RestoreOptions) -> None:
+    """Bring a group's disks back as raw images on a host. Protection goes on untouched."""
+    from app.restores.schemas import RestoreInput
+
+    with connect_protection(options.profile) as client:
+        host_id = host_id_of(client, options.host)
+        wanted = RestoreInput(at=options.at, host_id=host_id, directory=options.directory)
+        operation = client.restore_vpg(vpg_id_of(client, options.vpg), wanted)
+        show_operation(client, operation, wait=options.wait, as_json=options.json)
 
 
 @vpg_app.command("delete")
