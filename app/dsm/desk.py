@@ -22,6 +22,7 @@ from app.dsm.fleet import Fleet
 from app.dsm.known import HostState, Marked, StatusKey
 from app.dsm.recorder import Recorder
 from app.dsm.sources import known_hosts
+from app.dsm.trouble import Trouble
 from app.events.ledger import Circumstances, Happening, write_ledger
 from app.keys.port import KeyService
 from app.keys.service import issue_data_key
@@ -57,6 +58,7 @@ class DeskTools:
     recorder: Recorder
     doors: Sequence[str]
     wall: Callable[[], datetime]
+    trouble: Trouble
 
 
 class WorkDesk:
@@ -68,7 +70,6 @@ class WorkDesk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wanted: dict[Place, set[UUID] | None] = {}
         self.on_progress: Callable[[Place, UUID, Progress], None] = lambda *_: None
-        self.failures: list[BaseException] = []
 
     async def close(self) -> None:
         """End what is going on."""
@@ -76,24 +77,22 @@ class WorkDesk:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Callable[[], Awaitable[None]], *, repeat: bool = True) -> None:
+    def _start(
+        self, place: Place, work: Callable[[], Awaitable[None]], *, repeat: bool = True
+    ) -> None:
         if len(self._tasks) < _WAITING_MAX:
-            task = asyncio.ensure_future(self._run(work, repeat))
+            task = asyncio.ensure_future(self._run(place, work, repeat))
             self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.failures.append(error)
-
-    async def _run(self, work: Callable[[], Awaitable[None]], repeat: bool) -> None:
+    async def _run(self, place: Place, work: Callable[[], Awaitable[None]], repeat: bool) -> None:
         while True:
             try:
                 async with self._slots:
                     return await work()
-            except Problem as problem:
-                if not (repeat and problem.retryable):
+            except Exception as error:  # noqa: BLE001 - one tenant's rows must not stop the others
+                if not (repeat and isinstance(error, Problem) and error.retryable):
+                    self._tools.trouble.note("request", place.tenant_id, error)
                     return None
             await asyncio.sleep(_RETRY_SECONDS)
 
@@ -105,7 +104,7 @@ class WorkDesk:
             self._wanted[place] = None if waiting is None or hosts is None else waiting | hosts
             return
         self._wanted[place] = hosts
-        self._start(lambda: self._load(place))
+        self._start(place, lambda: self._load(place))
 
     async def _load(self, place: Place) -> None:
         only = self._wanted.get(place)
@@ -132,7 +131,7 @@ class WorkDesk:
             if manager is not None:
                 manager.push(host_id, msgspec.convert(found, Assignment))
 
-        self._start(load)
+        self._start(place, load)
 
     def epoch_seen(self, route: Route, epoch: int) -> None:
         async def rise() -> None:
@@ -143,7 +142,7 @@ class WorkDesk:
             if manager is not None and manager.route == route and ours is not None:
                 manager.raised(ours)
 
-        self._start(rise)
+        self._start(route.place, rise)
 
     def inventory_came(self, place: Place, host_id: UUID, inventory: Inventory) -> None:
         async def enter() -> None:
@@ -164,7 +163,7 @@ class WorkDesk:
                 manager.inventory_kept(host_id, inventory.digest)
                 self.hosts_wanted(place, {host_id})
 
-        self._start(enter)
+        self._start(place, enter)
 
     def key_asked(self, place: Place, host_id: UUID, request: DataKeyRequest) -> None:
         async def ask() -> None:
@@ -184,7 +183,7 @@ class WorkDesk:
             if manager is not None:
                 manager.reply(host_id, message)
 
-        self._start(ask, repeat=False)
+        self._start(place, ask, repeat=False)
 
     # ------------------------------------------------------------------ facts
 

@@ -22,6 +22,7 @@ from app.dsm.commands import CommandKind, CommandState, Waiting, mark, waiting_c
 from app.dsm.desk import WorkDesk
 from app.dsm.fleet import Fleet
 from app.dsm.metrics import Metrics
+from app.dsm.trouble import Trouble
 from app.events.ledger import Circumstances, Happening, write_ledger
 from app.kit.ids import Kind, parse, show
 from app.kit.problems import Problem
@@ -46,6 +47,12 @@ class HostUnreachable(HoldfastError):
     """A command's host was not connected for too long, or did not answer."""
 
     code = "host_unreachable"
+
+
+class CommandUnreadable(HoldfastError):
+    """What a command is about could not be read."""
+
+    code = "command_unreadable"
 
 
 class NotStored(HoldfastError):
@@ -84,6 +91,7 @@ class IntakeTools:
     wall: Callable[[], datetime]
     poll_seconds: float
     metrics: Metrics
+    trouble: Trouble
 
 
 class Intake:
@@ -142,6 +150,10 @@ class Intake:
                     self._forget(errand)
                     raise
                 await self._end(errand, problem)
+                continue
+            except Exception as error:  # noqa: BLE001 - one tenant's rows must not stop the others
+                self._tools.trouble.note("command", waiting.place.tenant_id, error)
+                await self._end(errand, CommandUnreadable("The command's input makes no sense."))
                 continue
             if not errand.bodies:
                 await self._end(errand, HostUnreachable("No host has anything to do for it."))

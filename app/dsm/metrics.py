@@ -28,6 +28,7 @@ class Metrics:
         self.checkpoints = self._counter("checkpoints", "Checkpoints that hosts confirmed.")
         self.checkpoints_failed = self._counter("checkpoints_failed", "Checkpoints that failed.")
         self.commands = self._counter("commands", "Commands of the table that are at their end.")
+        self.failures = self._counter("failures", "Work for one tenant that failed.")
         self.stalls = self._counter("loop_stalls", "Times that the loop ran over 5 ms.")
         self.response = Histogram(
             "holdfast_dsm_checkpoint_response_seconds",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +34,7 @@ from app.dsm.metrics import Metrics
 from app.dsm.recorder import Recorder, RecorderOptions
 from app.dsm.relay import RelayServer, RelayTls, RemoteOwner
 from app.dsm.revocations import Revocations
+from app.dsm.trouble import Trouble, say
 from app.dsm.watchdog import watched_loop
 from app.keys.client import SocketKeys
 from app.keys.port import KeyService, NoKeys
@@ -123,16 +122,11 @@ async def _run(settings: DsmSettings, metrics: Metrics) -> None:
         gc.collect()
         gc.freeze()
         metrics.stalls.reset()
-        _log("started", control_port=process.control_port)
+        say("started", control_port=process.control_port)
         await process.serve(stopping)
     finally:
         await process.stop()
-        _log("stopped")
-
-
-def _log(event: str, **fields: object) -> None:
-    line = {"at": SystemClock().now().isoformat(), "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+        say("stopped")
 
 
 @dataclass(frozen=True)
@@ -190,14 +184,11 @@ class DsmProcess:
 
     def _assemble(self, lease: LeaseKeeper, fleet: Fleet, relay: RelayServer) -> _Parts:
         settings, database, metrics = self.settings, self.database, self.metrics
-        recorder = Recorder(
-            database,
-            RecorderOptions(
-                settings.checkpoint_record_seconds, self._now, self._wall, lease.may_act
-            ),
-            metrics,
-        )
-        tools = DeskTools(database, self._keys(), recorder, settings.data_doors, self._wall)
+        trouble, seconds = Trouble(metrics), settings.checkpoint_record_seconds
+        options = RecorderOptions(seconds, self._now, self._wall, lease.may_act, trouble)
+        recorder = Recorder(database, options, metrics)
+        doors = settings.data_doors
+        tools = DeskTools(database, self._keys(), recorder, doors, self._wall, trouble)
         desk = WorkDesk(tools, fleet)
         intake = Intake(
             IntakeTools(
@@ -208,14 +199,17 @@ class DsmProcess:
                 self._wall,
                 settings.command_poll_seconds,
                 metrics,
+                trouble,
             ),
             fleet,
             desk,
         )
         host, port = host_and_port(settings.control_listen)
         nodes = NodeGateway(NodeTools(database, Sealer(settings.secret), SystemClock()))
-        options = GatewayOptions(host, port, self._tls.server, settings.heartbeat_seconds, nodes)
-        gateway = Gateway(options, database, self._owner_of, metrics)
+        gateway_options = GatewayOptions(
+            host, port, self._tls.server, settings.heartbeat_seconds, nodes
+        )
+        gateway = Gateway(gateway_options, database, self._owner_of, metrics)
         revocations = Revocations(database, settings.revocation_poll_seconds, self._wall)
         return _Parts(lease, fleet, recorder, desk, intake, gateway, relay, revocations)
 
@@ -326,8 +320,6 @@ class DsmProcess:
 
     async def _follow(self) -> None:
         """Take what is free, give up what is too much, notice who has what."""
-        if self.parts.desk.failures:
-            raise self.parts.desk.failures[0]
         try:
             if self.parts.lease.may_act():
                 await self._take()

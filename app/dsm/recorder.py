@@ -23,6 +23,7 @@ from app.dsm.health import Health, HealthRecord, capacity_class
 from app.dsm.known import HostState, Marked, StatusKey, facts_json
 from app.dsm.metrics import Metrics
 from app.dsm.sources import ROWS_AT_ONCE, write_health, write_statuses
+from app.dsm.trouble import Trouble
 from app.events.ledger import Circumstances, Happening, write_ledger
 from app.kit.ids import Kind, new_uuid, parse, show
 from app.kit.problems import Problem
@@ -62,6 +63,7 @@ class RecorderOptions:
     now: Callable[[], float]
     wall: Callable[[], datetime]
     may_act: Callable[[], bool]
+    trouble: Trouble
 
 
 class Recorder:
@@ -126,8 +128,13 @@ class Recorder:
             batch = self._waiting.pop(tenant_id)
             try:
                 await self._write_tenant(tenant_id, batch, is_last=is_last)
-            except Problem:
-                self._put_back(tenant_id, batch)
+            except Problem as problem:
+                if problem.retryable:
+                    self._put_back(tenant_id, batch)
+                else:
+                    self._options.trouble.note("facts", tenant_id, problem)
+            except Exception as error:  # noqa: BLE001 - one tenant's rows must not stop the others
+                self._options.trouble.note("facts", tenant_id, error)
 
     def _is_due(self, batch: _Batch) -> bool:
         return batch.is_urgent or self._is_over(batch)

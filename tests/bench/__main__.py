@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import cold, fold, footprint, latency, pipeline, pitmap, restore, resync, tap
+from tests.bench import cold, dsm, fold, footprint, latency, pipeline, pitmap, restore, resync, tap
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -28,6 +28,7 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "resync": resync.cases,
     "cold": cold.cases,
     "latency": latency.cases,
+    "dsm": dsm.cases,
 }
 
 

@@ -27,7 +27,7 @@ from tests.servers.dsm_host import Door, HostFiles, SimulatedHost, client_tls
 
 #: Product intervals made short.
 SHORT: dict[str, Any] = {
-    "heartbeat_seconds": 0.5,
+    "heartbeat_seconds": 2.0,
     "lease_renew_seconds": 0.5,
     "lease_act_seconds": 1.5,
     "lease_gone_seconds": 2.0,
