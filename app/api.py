@@ -125,7 +125,10 @@ def make_app(tools: Tools) -> FastAPI:
     @app.get("/v1/root-certificate", tags=["hosts"], summary="Get the deployment's root")
     async def root_certificate() -> RootOutput:
         """Public: a host compares it with what its join token pins before it sends anything."""
-        return RootOutput(certificate=tools.root.certificate_pem, sha256=tools.root.fingerprint)
+        root = tools.root
+        return RootOutput(
+            certificate=root.certificate_pem, sha256=root.fingerprint, time=tools.clock.now()
+        )
 
     return app
 

@@ -21,6 +21,7 @@ BINARY = "holdfast-tap"
 PARTS = (
     "__init__.py",
     "agent.example.toml",
+    "host.example.toml",
     "analyser",
     "control",
     "hypervisor",

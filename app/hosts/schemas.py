@@ -97,3 +97,4 @@ class RootOutput(Output):
 
     certificate: str = Field(description="PEM.")
     sha256: str = Field(description="Of its DER, as join tokens pin it.")
+    time: datetime = Field(description="What time the service has it: hosts compare their clocks.")

@@ -26,6 +26,8 @@ Details = Mapping[str, Any]
 B = TypeVar("B")
 Verb = Callable[[Any], Awaitable[Details]]
 """Does what a command's body asks for and says what came of it, flat; HoldfastError."""
+Tell = Callable[[float, str], None]
+"""How far a long command is: a share from 0 to 1, and the step."""
 
 
 class Commands:
@@ -37,6 +39,7 @@ class Commands:
         self._agent = agent
         self._applier = applier
         self._locks: dict[str, asyncio.Lock] = {}
+        self._long: dict[type[Any], Callable[[Any, Tell], Awaitable[Details]]] = {}
         self._verbs: dict[type[Any], Verb] = {
             Checkpoint: self._checkpoint,
             Pause: self._pause,
@@ -50,8 +53,15 @@ class Commands:
         """One more kind of command."""
         self._verbs[kind] = verb
 
-    async def do(self, body: Body) -> Details:
+    def add_long(self, kind: type[B], verb: Callable[[B, Tell], Awaitable[Details]]) -> None:
+        """One more kind, which tells how far it is."""
+        self._long[kind] = verb
+
+    async def do(self, body: Body, tell: Tell) -> Details:
         """Carry a command out; HoldfastError. Those of one group wait for each other."""
+        long = self._long.get(type(body))
+        if long is not None:
+            return await long(body, tell)
         verb = self._verbs.get(type(body))
         if verb is None:
             raise UnknownCommand(

@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -271,12 +270,12 @@ async def _clock(identity: enrol.Identity) -> Finding:
         told = await asyncio.to_thread(enrol.time_of_service, identity)
     except HoldfastError as error:
         return Finding("clock", WARNING, f"Nobody to compare with: {error.message}")
-    moment = parsedate_to_datetime(told).timestamp() if told else None
-    if moment is None:
+    try:
+        moment = datetime.fromisoformat(told).timestamp()
+    except ValueError:
         return Finding("clock", WARNING, "The service does not say what time it is.")
-    # The service's word is cut to whole seconds, and some time passed while it came.
-    ended = time.time()
-    skew = max(0.0, began - moment - 1.0, moment - ended)
+    # Some time passed while its word came.
+    skew = max(0.0, began - moment, moment - time.time())
     said = f"This host's clock is {skew:.0f} s from the service's."
     if skew > _SKEW_SECONDS_MAX:
         return Finding("clock", FAILED, said, "Set it: certificates are judged by it.")

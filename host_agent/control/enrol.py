@@ -130,9 +130,9 @@ def load_identity(directory: Path) -> Identity:
 
 
 def time_of_service(identity: Identity) -> str:
-    """What time the service says it is, as HTTP writes it; ServiceNotBelieved, EnrolmentFailed."""
+    """What time the service says it is, ISO 8601; ServiceNotBelieved, EnrolmentFailed."""
     context = _believing((identity.directory / ROOT).read_text())
-    return _exchange(identity.api, context, "/v1/root-certificate", None, {})[2]
+    return str(_call(identity.api, context, "/v1/root-certificate", None, {}).get("time", ""))
 
 
 def set_control_doors(directory: Path, doors: list[str]) -> None:
@@ -174,25 +174,13 @@ def _call(
     body: Mapping[str, Any] | None,
     headers: Mapping[str, str],
 ) -> dict[str, Any]:
-    status, text, _ = _exchange(api, context, path, body, headers)
-    return _read(api, status, text)
-
-
-def _exchange(
-    api: str,
-    context: ssl.SSLContext,
-    path: str,
-    body: Mapping[str, Any] | None,
-    headers: Mapping[str, str],
-) -> tuple[int, bytes, str]:
-    """(status, body, date) of an answer; EnrolmentFailed, ServiceNotBelieved."""
     connection = _connection(api, context)
     try:
         data = None if body is None else json.dumps(body)
         sent = {"content-type": "application/json", **headers}
         connection.request("GET" if body is None else "POST", path, data, sent)
         answer = connection.getresponse()
-        return answer.status, answer.read(_ANSWER_BYTES_MAX), answer.headers.get("date", "")
+        text = answer.read(_ANSWER_BYTES_MAX)
     except ssl.SSLCertVerificationError as error:
         raise ServiceNotBelieved(
             f"{api} shows a certificate that is not believed: {error.verify_message}.",
@@ -204,6 +192,7 @@ def _exchange(
         ) from None
     finally:
         connection.close()
+    return _read(api, answer.status, text)
 
 
 def _connection(api: str, context: ssl.SSLContext) -> http.client.HTTPSConnection:
@@ -256,7 +245,9 @@ def _keep(
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    facts = {**_known(directory), **facts, "api": api}
+    if not facts.get("control_doors"):
+        facts = {**facts, **_known(directory)}
+    facts = {**facts, "api": api}
     certificate = str(facts.pop("certificate"))
     facts.pop("root_certificate", None)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

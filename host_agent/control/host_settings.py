@@ -20,17 +20,19 @@ FILE = "host.toml"
 _FILE_BYTES_MAX = 1024 * 1024
 _RUN_DIR = Path("/run/holdfast")
 _TENANT = "{tenant}"
+_LISTS = ("folders", "qmp", "recovery")
 
 
 @dataclass(frozen=True)
 class InventoryConfig:
     """What may be protected: disks in these folders, machines behind these QMP sockets.
 
-    `qmp` names sockets or folders of sockets.
+    `qmp` names sockets or folders of sockets, `recovery` the folders that may be restored into.
     """
 
     folders: tuple[Path, ...] = ()
     qmp: tuple[Path, ...] = ()
+    recovery: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class PlacedConfig:
 
     folders: tuple[str, ...] = ()
     qmp: tuple[str, ...] = ()
+    recovery: tuple[str, ...] = ()
     user: str | None = None
 
     def inventory(self, tenant: str) -> InventoryConfig:
         """One tenant's."""
+        lists = (self.folders, self.qmp, self.recovery)
         return InventoryConfig(
-            tuple(Path(text.replace(_TENANT, tenant)) for text in self.folders),
-            tuple(Path(text.replace(_TENANT, tenant)) for text in self.qmp),
+            *(tuple(Path(text.replace(_TENANT, tenant)) for text in texts) for texts in lists)
         )
 
     def user_of(self, tenant: str) -> str | None:
@@ -113,7 +116,7 @@ def _inventory(top: _Table) -> InventoryConfig:
     if "inventory" not in top:
         return InventoryConfig()
     table = top.table("inventory")
-    config = InventoryConfig(_paths(table, "folders"), _paths(table, "qmp"))
+    config = InventoryConfig(*(_paths(table, key) for key in _LISTS))
     table.end()
     return config
 
@@ -134,12 +137,10 @@ def _placed(top: _Table) -> PlacedConfig:
     if "placed" not in top:
         return PlacedConfig()
     table = top.table("placed")
-    config = PlacedConfig(
-        _absolute(table, "folders"),
-        _absolute(table, "qmp"),
-        table.text("user") if "user" in table else None,
-    )
-    for text in (*config.folders, *config.qmp):
+    folders, qmp, recovery = (_absolute(table, key) for key in _LISTS)
+    user = table.text("user") if "user" in table else None
+    config = PlacedConfig(folders, qmp, recovery, user)
+    for text in (*config.folders, *config.qmp, *config.recovery):
         if _TENANT not in text:
             raise table.wrong("folders", f"has {text!r:.80}, which is the same for every tenant")
     table.end()
@@ -158,4 +159,4 @@ def _spool(top: _Table, directory: Path) -> SpoolConfig | None:
 
 class _Table(Table):
     error = BadConfig
-    example = "See host.example.toml."
+    example = "host.example.toml describes it."

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from host_agent.control.manager_link import ControlDoors, ManagerLink
 from host_agent.control.orders import Orders
 from host_agent.control.reach import Reach
 from host_agent.control.renewal import Renewal
+from host_agent.control.restoring import Restoring
 from host_agent.control.sealed_keys import SealedKeys, load_seal
 from host_agent.control.state_dir import StateDir, usable, write_durably
 from host_agent.control.tap_client import Fields
+from host_agent.stream import link
 from host_agent.stream.ports import DataKey
 from host_agent.wire import control
 from host_agent.wire.control import (
@@ -40,6 +43,8 @@ from host_agent.wire.control import (
     FromManager,
     Heartbeat,
     Hello,
+    Progress,
+    Restore,
     Taken,
     Welcome,
 )
@@ -91,6 +96,8 @@ class ManagedHost:
         doors = ControlDoors(self._addresses, settings.directory / enrol.ROOT, pem)
         self.link = ManagerLink(doors, self, means.clock, means.random)
         self.commands = Commands(self.agent, self.applier, self._discover)
+        credentials = link.Credentials(settings.directory / enrol.ROOT, pem, pem)
+        self.commands.add_long(Restore, Restoring(credentials, self.reach).run)
         self.renewal = Renewal(settings.directory, means.clock, means.random, means.offload)
         self._reporter = Reporter(self.agent)
         self._assignment = load_assignment(state.path / "assignment.json")
@@ -225,7 +232,8 @@ class ManagedHost:
             return
         try:
             if isinstance(message, Command):
-                result = dict(await self.commands.do(control.body_of(message)))
+                body = control.body_of(message)
+                result = dict(await self.commands.do(body, partial(self._tell, message)))
             else:
                 result = await self._assign(message.assignment)
             answer = Answer(message.epoch, message.number, "done", result)
@@ -235,6 +243,9 @@ class ManagedHost:
             # What cannot be kept is said all the same, once.
             await self.orders.finish(answer)
         self.link.send(answer)
+
+    def _tell(self, message: Command, share: float, step: str) -> None:
+        self.link.send(Progress(message.epoch, message.number, share, step))
 
     # --- the assignment
 

@@ -30,6 +30,15 @@ class Reach:
                 hint="Name its folder or its QMP socket in host.toml of this host.",
             )
 
+    def check_target(self, directory: Path) -> None:
+        """NotInInventory if nothing may be restored into the folder."""
+        if any(_is_below(directory, one) for one in self._inventory.recovery):
+            return
+        raise NotInInventory(
+            f"{directory} is not a folder into which this host restores.",
+            hint="Name it in `recovery` of [inventory] in host.toml of this host.",
+        )
+
     def sockets(self) -> list[Path]:
         """The QMP sockets that there are now."""
         found: list[Path] = []
