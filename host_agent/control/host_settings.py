@@ -37,13 +37,11 @@ class InventoryConfig:
 
 @dataclass(frozen=True)
 class PlacedConfig:
-    """What tenants that are placed here may reach, and as whom they run. `{tenant}` in a folder or
-    in the user's name stands for the tenant's identifier."""
+    """What placed tenants may reach. `{tenant}` stands for the tenant's identifier."""
 
     folders: tuple[str, ...] = ()
     qmp: tuple[str, ...] = ()
     recovery: tuple[str, ...] = ()
-    user: str | None = None
 
     def inventory(self, tenant: str) -> InventoryConfig:
         """One tenant's."""
@@ -51,10 +49,6 @@ class PlacedConfig:
         return InventoryConfig(
             *(tuple(Path(text.replace(_TENANT, tenant)) for text in texts) for texts in lists)
         )
-
-    def user_of(self, tenant: str) -> str | None:
-        """As whom the tenant's process runs; None: as this one."""
-        return None if self.user is None else self.user.replace(_TENANT, tenant)
 
 
 @dataclass(frozen=True)
@@ -137,9 +131,7 @@ def _placed(top: _Table) -> PlacedConfig:
     if "placed" not in top:
         return PlacedConfig()
     table = top.table("placed")
-    folders, qmp, recovery = (_absolute(table, key) for key in _LISTS)
-    user = table.text("user") if "user" in table else None
-    config = PlacedConfig(folders, qmp, recovery, user)
+    config = PlacedConfig(*(_absolute(table, key) for key in _LISTS))
     for text in (*config.folders, *config.qmp, *config.recovery):
         if _TENANT not in text:
             raise table.wrong("folders", f"has {text!r:.80}, which is the same for every tenant")

@@ -2,8 +2,7 @@
 
 The parent is single-threaded, has loaded what its children need, and has never read a key, so that
 its children share its memory and nothing of each other. What is to run lies on disk: the identity's
-folder itself, and one below `tenants/` for each tenant that was placed here. With the parent's own
-user, or one of their own where the parent is root and host.toml names one.
+folder itself, and one below `tenants/` for each tenant that was placed here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import fcntl
 import gc
 import logging
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -25,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host_agent.control import placements
-from host_agent.control.errors import AgentRunning, BadConfig
+from host_agent.control.errors import AgentRunning
 from host_agent.control.host_settings import HostSettings, load_settings
 from host_agent.control.managed import ManagedHost, ManagedSettings
 from host_agent.control.managed_process import run_host, wipe_host
@@ -147,12 +145,6 @@ class Parent:
 
     def _start(self, child: Child) -> None:
         child.started_at = time.monotonic()
-        try:
-            self._give_over(child)
-        except HoldfastError as error:
-            _log.error("%s cannot be started: %s", _of(child), error)
-            child.due_at = child.started_at + child.backoff.next()
-            return
         pid = os.fork()
         if pid:
             child.pid = pid
@@ -168,28 +160,6 @@ class Parent:
             sys.stderr.flush()
             os._exit(code)
 
-    def _give_over(self, child: Child) -> None:
-        """The folder of a tenant with a user of its own belongs to that user alone."""
-        user = self._user(child)
-        if user is None:
-            return
-        folder = placements.folder(self._directory, child.name)
-        with usable(folder):
-            for place in (folder, *folder.rglob("*")):
-                os.chown(place, user.pw_uid, user.pw_gid, follow_symlinks=False)
-
-    def _user(self, child: Child) -> pwd.struct_passwd | None:
-        name = self._settings.placed.user_of(child.name) if child.name else None
-        if name is None or os.geteuid() != 0:
-            return None
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            raise BadConfig(
-                f"There is no user {name} for tenant {child.name}.",
-                hint=f"Make it: useradd --system {name}",
-            ) from None
-
     def _be(self, child: Child) -> int:
         """What the child does with its life; its exit status."""
         signal.set_wakeup_fd(-1)
@@ -197,11 +167,6 @@ class Parent:
             signal.signal(number, signal.SIG_DFL)
         os.close(self._wake)
         _die_with_parent()
-        user = self._user(child)
-        if user is not None:
-            os.initgroups(user.pw_name, user.pw_gid)
-            os.setgid(user.pw_gid)
-            os.setuid(user.pw_uid)
         if not child.name:
             return self._be_owner()
         os.close(self._wake_write)

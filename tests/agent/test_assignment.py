@@ -142,13 +142,12 @@ def test_host_toml(tmp_path: Path) -> None:
     file = tmp_path / "host.toml"
     file.write_text(
         'control = ["door:443"]\n[tap]\nrun_dir = "run"\n[inventory]\nfolders = ["/disks"]\n'
-        'recovery = ["/back"]\n[placed]\nfolders = ["/srv/{tenant}"]\nuser = "hf-{tenant}"\n'
+        'recovery = ["/back"]\n[placed]\nfolders = ["/srv/{tenant}"]\n'
     )
     settings = load_settings(tmp_path)
     assert settings.tap.run_dir == tmp_path / "run"
     assert settings.inventory.recovery == (Path("/back"),)
     assert settings.placed.inventory("ten_a").folders == (Path("/srv/ten_a"),)
-    assert settings.placed.user_of("ten_a") == "hf-ten_a"
     for wrong in (
         '[inventory]\nfolders = ["disks"]\n',
         '[placed]\nfolders = ["/srv/all"]\n',
