@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, update
+from sqlalchemy import delete, func, select, update
 
 from app.checkpoints.merging import Taken
 from app.checkpoints.packing import PACK_MS
@@ -108,6 +109,31 @@ def _row_of(unit: TenantUnit, taken: Taken) -> Checkpoint:
         skew_us=taken.skew_us,
         in_pack=True,
         is_pinned=False,
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Checkpoints of a group as its journal names them: kept by people, and kept no longer."""
+
+    pinned: list[str]
+    released: list[str]
+
+
+async def kept_checkpoints(session: TenantSession, vpg_id: UUID) -> Kept:
+    """What a journal has to be told before it is folded; one query. Tagged ones it keeps anyway."""
+    table = Checkpoint
+    found = await session.orm.execute(
+        select(table.id, table.is_pinned).where(
+            table.tenant_id == session.tenant_id,
+            table.vpg_id == vpg_id,
+            table.is_pinned | table.in_pack,
+        )
+    )
+    rows = found.all()
+    return Kept(
+        [row.id.hex for row in rows if row.is_pinned],
+        [row.id.hex for row in rows if not row.is_pinned],
     )
 
 

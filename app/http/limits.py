@@ -12,7 +12,7 @@ from app.kit.problems import Problem
 BODY_BYTES_MAX = 1024 * 1024
 #: Nothing of ours is as deep; a parser of ours must not be either.
 DEPTH_MAX = 32
-_STRING = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.checkpoints.identity import checkpoint_id, milliseconds, moment_of
 from app.checkpoints.merging import Taken
-from app.checkpoints.service import forget_before
+from app.checkpoints.service import forget_before, kept_checkpoints
 from app.checkpoints.state import CheckpointState
 from app.kit.ids import Kind, parse, show
 from tests.app.protecting import acting, make_checkpoint, make_vpg, record
@@ -138,6 +138,8 @@ async def test_an_automatic_checkpoint_is_kept_when_it_is_pinned(service: Servic
     assert (released["is_pinned"], released["id"]) == (False, ids[5])
     assert [one["id"] for one in await _all(tenant, vpg_id)] == ids[::-1]
     async with acting(service, tenant) as (session, _):
+        kept = await kept_checkpoints(session, parse(Kind.VPG, vpg_id))
+        assert (kept.pinned, kept.released) == ([taken[3].id.hex], [taken[5].id.hex])
         await forget_before(session, parse(Kind.VPG, vpg_id), taken[200].expected_at)
     left = [one["id"] for one in await _all(tenant, vpg_id)]
     assert left == [*ids[200:][::-1], ids[3]]

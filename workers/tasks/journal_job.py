@@ -28,6 +28,7 @@ from workers.journal.collect import CollectOptions, Collector
 from workers.journal.fold import Folder, FoldTools
 from workers.journal.hashlist import make_hashes
 from workers.journal.indexing import write_indexes
+from workers.journal.pins import pin, unpin
 from workers.journal.reader import Journal
 from workers.journal.retention import Policy
 from workers.journal.scrub import scrub
@@ -57,7 +58,9 @@ def group_key(order: dict[str, Any]) -> GroupKey:
 
 
 def _maintain(order: dict[str, Any], store: ObjectStore, streams: list[Identity]) -> list[Any]:
-    """Index objects first: they make everything after them cheap. Then folding and hash lists."""
+    """What people keep is said first, so that folding leaves it. Then index objects, which make
+    everything after them cheap; then folding and hash lists.
+    """
     key = group_key(order)
     policy = Policy(int(order["window_seconds"]), order["size_limit"])
 
@@ -66,6 +69,10 @@ def _maintain(order: dict[str, Any], store: ObjectStore, streams: list[Identity]
 
     said = []
     for identity in streams:
+        for checkpoint in order["pinned"]:
+            pin(store, identity, checkpoint)
+        for checkpoint in order["released"]:
+            unpin(store, identity, checkpoint)
         indexed = write_indexes(store, identity, key)
         folder = Folder(
             store, (identity, key), policy, FoldTools(fetch_all, os.urandom, hashes=hash_list)

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints.service import forget_before, kept_checkpoints
 from app.database.sessions import Database, TenantSession
 from app.jobs.plan import JobKind
 from app.jobs.service import Claim
@@ -59,11 +61,26 @@ def _of_journal(work: str) -> Any:
     return run
 
 
+async def _maintain(tools: StepTools, claim: Claim) -> None:
+    """Fold a group's journal; then nobody is offered what was folded away."""
+    order = {"do": "maintain", "store": tools.store_url, **await _order(tools, claim)}
+    answer = await run_journal_job(order)
+    begins = max((one["history_from"] for one in answer["said"]), default=0)
+    if begins:
+        async with tools.database.tenant(claim.key.tenant_id) as session:
+            moment = datetime.fromtimestamp(begins / 1e9, UTC)
+            await forget_before(session, claim.subject, moment)
+            await session.commit()
+
+
 async def _order(tools: StepTools, claim: Claim) -> dict[str, Any]:
     async with tools.database.tenant(claim.key.tenant_id) as session:
         vpg = await session.orm.get_one(Vpg, key_of(session.tenant_id, claim.subject))
         wrapped = await wrapped_group_key(session, claim.subject)
+        kept = await kept_checkpoints(session, claim.subject)
     return {
+        "pinned": kept.pinned,
+        "released": kept.released,
         "tenant": show(Kind.TENANT, claim.key.tenant_id),
         "vpg": show(Kind.VPG, claim.subject),
         "window_seconds": vpg.settings["history_hours"] * _HOUR_SECONDS,
@@ -104,7 +121,7 @@ async def run_journal_job(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[StepTools, Claim], Awaitable[None]]] = {
-    JobKind.VPG_MAINTAIN: _of_journal("maintain"),
+    JobKind.VPG_MAINTAIN: _maintain,
     JobKind.VPG_COLLECT: _of_journal("collect"),
     JobKind.VPG_SCRUB: _of_journal("scrub"),
     JobKind.METER_USAGE: _of_tenant(meter_usage),
