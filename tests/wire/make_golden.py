@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from host_agent.wire import keyrequest
+from host_agent.wire import keyrequest, restoring, ticket
 from host_agent.wire.frame import encode_index
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import GroupKey, TenantKey, make_data_key
@@ -26,6 +26,7 @@ from host_agent.wire.message import pack, pack_frame_head
 from host_agent.wire.record import Op
 from host_agent.wire.seal import FrameSealer
 from host_agent.wire.segment import build_segment
+from tests.wire import test_ticket
 from tests.wire.samples import DATA_KEY, GENERATION, IDENTITY, SALT, Batch, RingFile, seal, typical
 from tests.wire.test_messages import MESSAGES
 from tests.wire.test_segments import EMPTY, claiming, following
@@ -100,6 +101,13 @@ def _key_exchange() -> dict[str, bytes]:
     }
 
 
+def _restores(group_key: bytes) -> dict[str, bytes]:
+    made = test_ticket.make_ticket(GroupKey.parse(group_key))
+    text = ticket.issue(made, test_ticket.AUTHORITY)
+    messages = b"".join(map(restoring.pack, test_ticket.MESSAGES))
+    return {"ticket.txt": text.encode() + b"\n", "restore-messages.hex": messages}
+
+
 def golden_files() -> dict[str, bytes]:
     """Name to content, binary ones not yet in hexadecimal."""
     messages = b"".join(map(pack, MESSAGES)) + pack_frame_head(4096)
@@ -107,6 +115,7 @@ def golden_files() -> dict[str, bytes]:
         **_frames(),
         **_keys(),
         **_key_exchange(),
+        **_restores(_keys()["group-key.json"]),
         "ring.hex": _ring(),
         "messages.hex": messages,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from host_agent.wire import keyrequest
+from host_agent.wire import keyrequest, restoring, ticket
 from host_agent.wire.frame import FrameHeader, decode_index, encode_index
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.keys import GroupKey, TenantKey, open_with_group, open_with_tenant
@@ -18,7 +18,7 @@ from host_agent.wire.record import RECORD
 from host_agent.wire.ring import RingView
 from host_agent.wire.seal import FrameOpener
 from host_agent.wire.segment import build_segment, check_follows, parse_tail, verify_segment
-from tests.wire import fuzz_frame
+from tests.wire import fuzz_frame, test_ticket
 from tests.wire.make_golden import golden_files, key_exchange, main
 from tests.wire.samples import DATA_KEY, GENERATION, IDENTITY, START, RingFile, typical
 from tests.wire.test_messages import MESSAGES
@@ -36,11 +36,13 @@ BLAKE3 = {
     "key-answer.json": "f7273c5ef2ef9860b455c497bbf9e6bafbfd6308a5ac3dbad92794b4245c18fa",
     "key-request.json": "527d7b8bd3d0a89cc8c722670c18bfee4e0c5077a785517533c635d2f70dd704",
     "messages.hex": "ce94f4680471c9f1192a50a5c5ed570b5982a16be5c4619fc52ad73239d4b837",
+    "restore-messages.hex": "6cdae93ff3476033e4931c7da0ff1fd953e56f9b915f948f71a1377d3799beb8",
     "ring.hex": "e94055118b667cc34658cddb69955782b07ec45b9275a5e1fa9bf489e39451e0",
     "segment-claim.hex": "cd2ba23a07dfa2f891796952095d71ecccecc10476f93af43030667f15c46616",
     "segment-data.hex": "fca4a2d603f2d4d6f6fdb7f0a3946f6efd35f5fd273245183adb5e0ca87b7fd5",
     "segment-epoch.hex": "d94c92e4189fcda06b62ce3d4e04a17e1a14ec207cc5ab30ad64ea2dd2493c98",
     "tenant-key.json": "c4fbe7f89bd93166260299f6f5ff88fdf11540040449f939875b474bc151dbfd",
+    "ticket.txt": "33148c81a46f06fca590a4403b9dce88a7be61ff8791ae4c381ead39c5c1c269",
 }
 
 
@@ -146,6 +148,23 @@ def test_key_request_and_answer() -> None:
     assert request == asked.request
     opened = asked.open(answer)
     assert opened == (golden("data-key.hex"), golden("data-key.json").strip())
+
+
+def test_a_ticket() -> None:
+    made = ticket.check(golden("ticket.txt").decode().strip(), test_ticket.AUTHORITY.public_key())
+    opened = ticket.open_group_key(made, [test_ticket.DOOR])
+    assert opened == GroupKey.parse(golden("group-key.json"))
+    assert (made.id, made.host, made.at) == (test_ticket.MADE, "host-2", "latest")
+
+
+def test_messages_of_a_restore() -> None:
+    data = golden("restore-messages.hex")
+    for message in test_ticket.MESSAGES:
+        number, length = restoring.parse_head(data[:16])
+        assert restoring.parse_body(number, data[16 : 16 + length]) == message
+        assert restoring.pack(message) == data[: 16 + length]
+        data = data[16 + length :]
+    assert data == b""
 
 
 def test_messages() -> None:

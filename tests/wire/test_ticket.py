@@ -31,6 +31,7 @@ from tests.wire.samples import GENERATION, IDENTITY
 
 AUTHORITY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes([7] * 32))
 DOOR = ec.derive_private_key(8, ec.SECP256R1())
+MADE = "c" * 32
 TENANT = TenantKey.make("acme")
 GROUP = GroupKey.make(TENANT, "erp")
 RECEIPT = Receipt("host-1", "0" * 32, 7, "a" * 64)
@@ -47,12 +48,11 @@ MESSAGES: list[Message] = [
 ]
 
 
-def make_ticket(**changes: object) -> Ticket:
+def make_ticket(group: GroupKey = GROUP, **changes: object) -> Ticket:
     """A ticket of one door."""
-    ticket_id = "c" * 32
-    door = ticket.seal_group_key(GROUP, ticket_id, envelope.public_of(DOOR))
+    door = ticket.seal_group_key(group, MADE, envelope.public_of(DOOR))
     made = Ticket(
-        1, ticket_id, "acme", "erp", ["host-1"], "latest", "host-2", 1_800_000_000, 1_800_086_400,
+        1, MADE, "acme", "erp", ["host-1"], "latest", "host-2", 1_800_000_000, 1_800_086_400,
         [door],
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
@@ -131,7 +131,7 @@ def test_anything_else_is_no_ticket(text: str) -> None:
     "changes", [{"version": 2}, {"streams": []}, {"keys": []}, {"at": ""}, {"host": "../x"}]
 )
 def test_a_signed_ticket_has_its_form_too(changes: dict[str, object]) -> None:
-    text = ticket.issue(make_ticket(**changes), AUTHORITY)
+    text = ticket.issue(make_ticket(GROUP, **changes), AUTHORITY)
     with pytest.raises(WireError):
         ticket.check(text, AUTHORITY.public_key())
 
