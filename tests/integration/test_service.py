@@ -129,8 +129,7 @@ def test_each_process_may_die_while_hosts_write(
         began = time.monotonic()
         for guest in guests:
             guest.write(10)
-        for host in hosts:
-            until(f"a checkpoint after the death of {part}", partial(_take, host, part))
+        until(f"checkpoints after the death of {part}", partial(_take, hosts, part))
         with capsys.disabled():
             print(f"\n{part} killed: all hosts have a checkpoint after {_since(began)}", end="")
         assert deployment.pid_of(words, is_newest=part == "ingest") != pid
@@ -141,10 +140,12 @@ def test_each_process_may_die_while_hosts_write(
         guest.close()
 
 
-def _take(host: Host, part: str) -> bool:
-    """A checkpoint now; what was asked of a process that died may have failed."""
-    taken = host.tenant.post(f"/v1/vpgs/{host.vpg}/checkpoints", {"tag": f"after {part}"})
-    return bool(host.tenant.ended(taken)["state"] == "succeeded")
+def _take(hosts: list[Host], part: str) -> bool:
+    """A checkpoint on each now; what was asked of a process that died may have failed."""
+    tag = {"tag": f"after {part}"}
+    taken = [host.tenant.post(f"/v1/vpgs/{host.vpg}/checkpoints", tag) for host in hosts]
+    ended = [host.tenant.ended(one) for host, one in zip(hosts, taken, strict=True)]
+    return all(one["state"] == "succeeded" for one in ended)
 
 
 def _since(began: float) -> str:
