@@ -86,13 +86,14 @@ def test_strangers_are_refused_before_a_byte(
         "unlisted": own.agent(tmp_path, "host9"),
     }[who]
     name, source = server_name(own.id, INGEST), source_of(own, "refused")
-    accepted = own.agent(tmp_path, "host1")
-    assert speak_briefly(node, deployment.client(accepted), name, source) != b""
-    before = node.wait_for(lambda: door(node, own), "it reports nothing")
-    was_refused, sessions = counted(node, own), len(before["streams"])
+    accepted = door(node, own).get("accepted", 0) + 1
+    known = deployment.client(own.agent(tmp_path, "host1"))
+    assert speak_briefly(node, known, name, source) != b""
+    node.wait_for(lambda: door(node, own).get("accepted") == accepted, "it was not accepted")
+    was_refused = counted(node, own)
     assert speak(node, deployment.client(certificate), name, source) == b""
     node.wait_for(lambda: counted(node, own) == was_refused + 1, "it was not refused")
-    assert len(door(node, own)["streams"]) == sessions
+    assert door(node, own)["accepted"] == accepted
 
 
 def speak_briefly(node: DataNode, context: ssl.SSLContext, name: str, source: Source) -> bytes:
