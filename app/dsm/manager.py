@@ -288,8 +288,9 @@ class Manager:
         at = self._means.wall()
         asked = _Asked(vpg, automatic_id(vpg, at), at, now)
         body = control.Checkpoint(vpg, asked.id)
-        if self.command(host_id, body, partial(self._checkpointed, key, asked)) is not None:
-            self._checkpointing[key] = now
+        self._checkpointing[key] = now
+        if self.command(host_id, body, partial(self._checkpointed, key, asked)) is None:
+            del self._checkpointing[key]
 
     def _checkpointed(self, key: tuple[UUID, str], asked: _Asked, answer: Answer | None) -> None:
         self._checkpointing.pop(key, None)

@@ -27,10 +27,10 @@ from tests.servers.dsm_host import Door, HostFiles, SimulatedHost, client_tls
 
 #: Product intervals made short.
 SHORT: dict[str, Any] = {
-    "heartbeat_seconds": 2.0,
+    "heartbeat_seconds": 4.0,
     "lease_renew_seconds": 0.5,
-    "lease_act_seconds": 1.5,
-    "lease_gone_seconds": 2.0,
+    "lease_act_seconds": 3.0,
+    "lease_gone_seconds": 4.0,
     "command_poll_seconds": 0.1,
     "revocation_poll_seconds": 0.3,
     "checkpoint_record_seconds": 0.3,
