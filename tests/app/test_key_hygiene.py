@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import create_engine, text
 
 from app.certificates.authority import (
     Authority,
@@ -30,10 +31,13 @@ from app.certificates.authority import (
     sign_door,
     sign_host,
 )
+from app.embedded.postgres import Postgres
 from app.keys.port import WrappedKey
 from host_agent.wire.keyrequest import HostIdentity, ask, to_builtins
 from host_agent.wire.keys import TenantKey, unwrap
 from host_agent.wire.names import RESTORE, Identity, agent_san, server_name
+from tests.app.test_commands import Terminal
+from tests.app.test_up import free_port, running, state_folder
 
 TENANT = "ten_01hq3v5k8m9n2p4r6s7t8w9x0z"
 CANARY = "c4n4ry-that-the-relay-holds"
@@ -175,3 +179,49 @@ def test_control_the_search_finds_a_key(folder: Path) -> None:
     """A relay that reads the tenant's key file only once is found out."""
     with processes(folder, careless=True) as (pid, wrapped, tenant):
         assert "tenant key" in found_in(pid, secrets_of(wrapped, tenant))
+
+
+def pids_of(folder: Path, verb: str) -> list[int]:
+    """The processes of the service in this folder that run this verb."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            told = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        if verb.encode() in words and str(folder).encode() in told:
+            found.append(int(entry.name))
+    return found
+
+
+def kept_in(folder: Path) -> WrappedKey:
+    """The one group's key, as the database has it."""
+    engine = create_engine(Postgres(folder / "postgres").url())
+    with engine.connect() as connection:
+        wrapped = connection.execute(text("SELECT wrapped FROM group_keys")).scalar_one()
+    engine.dispose()
+    return WrappedKey.parse(wrapped)
+
+
+@pytest.mark.invariant("I9")
+def test_the_api_and_the_managers_hold_no_key(tmp_path: Path) -> None:
+    """The processes of `holdfast up`, after they made a group's key and handed out the tenant's."""
+    with state_folder() as folder, running(folder, free_port()) as (_, started):
+        terminal = Terminal(tmp_path / "home", started)
+        terminal.add_profile("provider", Path(started["provider_key_file"]).read_text())
+        terminal.add_profile("acme", terminal.ask("tenant", "create", "Acme")["token"])
+        terminal.ask("vpg", "create", "shop", "--profile", "acme")
+        words = ("--tenant-name", "Acme", "--reason", "a test", "--profile", "acme")
+        file = tmp_path / "acme.key"
+        terminal.ask("keys", "export-recovery", *words, "--output", str(file))
+        secrets = secrets_of(kept_in(folder), TenantKey.parse(file.read_bytes()))
+        secrets["canary"] = str(folder).encode()
+        searched = [pid for verb in ("api", "dsm") for pid in pids_of(folder, verb)]
+        assert len(searched) >= 2
+        for pid in searched:
+            found = found_in(pid, secrets)
+            assert "canary" in found
+            assert not found & {"tenant key", "group key"}
