@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -13,20 +12,23 @@ from app.checkpoints.endpoints import router as checkpoints
 from app.checkpoints.state import CheckpointKind, CheckpointState
 from app.datanodes.endpoints import joining as joining_nodes
 from app.datanodes.endpoints import router as data_nodes
+from app.entries.endpoints import provider as provider_entering
+from app.entries.endpoints import router as provider_entries
 from app.events.endpoints import router as events
 from app.events.hub import EventHub
 from app.hosts.endpoints import joining, renewing
 from app.hosts.endpoints import router as hosts
 from app.hosts.schemas import RootOutput
+from app.http.contract import CONTACT, LICENSE, SERVERS, TAGS, describe
 from app.http.errors import handle_errors
 from app.http.limits import BodyLimit
 from app.http.routing import check_routers
-from app.http.schemas import ProblemDocument
+from app.http.schemas import HealthOutput, ProblemKindOutput
 from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
 from app.identity.privileges import Role
 from app.keys.endpoints import router as keys
-from app.kit.problems import CATALOGUE, MEDIA_TYPE
+from app.kit.problems import CATALOGUE
 from app.machines.endpoints import router as machines
 from app.models.hosts import HostState
 from app.operations.endpoints import router as operations
@@ -65,7 +67,9 @@ _ROUTERS = (
     api_keys,
     events,
     keys,
+    provider_entries,
     provider_tenants,
+    provider_entering,
     data_nodes,
     joining_nodes,
 )
@@ -96,7 +100,10 @@ def make_app(tools: Tools) -> FastAPI:
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        responses={"default": _problem_answer()},
+        license_info=LICENSE,
+        contact=CONTACT,
+        openapi_tags=TAGS,
+        servers=SERVERS,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.tools = tools
@@ -108,14 +115,14 @@ def make_app(tools: Tools) -> FastAPI:
         app.include_router(router)
 
     @app.get("/health", tags=["service"], summary="Tell whether the service answers")
-    async def health() -> dict[str, str]:
+    async def health() -> HealthOutput:
         """For load balancers; says nothing of any tenant."""
-        return {"status": "up"}
+        return HealthOutput(status="up")
 
     @app.get("/v1/problems", tags=["service"], summary="List what can go wrong")
-    async def problems() -> list[dict[str, Any]]:
+    async def problems() -> list[ProblemKindOutput]:
         """Every code that a problem document may carry."""
-        return [vars(kind) for kind in CATALOGUE.values()]
+        return [ProblemKindOutput(**vars(kind)) for kind in CATALOGUE.values()]
 
     @app.get("/v1/enums", tags=["service"], summary="List the values of every enum")
     async def enums() -> dict[str, list[str]]:
@@ -130,9 +137,5 @@ def make_app(tools: Tools) -> FastAPI:
             certificate=root.certificate_pem, sha256=root.fingerprint, time=tools.clock.now()
         )
 
+    describe(app, _ROUTERS)
     return app
-
-
-def _problem_answer() -> dict[str, Any]:
-    schema = ProblemDocument.model_json_schema()
-    return {"description": "A problem document.", "content": {MEDIA_TYPE: {"schema": schema}}}

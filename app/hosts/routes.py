@@ -34,6 +34,8 @@ class JoinRoute(TenantRoute):
 class RenewalRoute(TenantRoute):
     """Whoever comes in holds the key of a certificate that we signed."""
 
+    has_bearer = False
+
     async def credential(self, request: Request) -> Token:
         claim = read_claim(_renewal(await request.body()))
         return Token(claim.tenant_id, claim.host_id, "")

@@ -1,10 +1,11 @@
-"""What is refused before anything is read: bodies that are too large."""
+"""What is refused before anything is read: bodies too large, too deep, or of another kind."""
 
 from __future__ import annotations
 
 import re
 from itertools import accumulate
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit.problems import Problem
@@ -12,6 +13,7 @@ from app.kit.problems import Problem
 BODY_BYTES_MAX = 1024 * 1024
 #: Nothing of ours is as deep; a parser of ours must not be either.
 DEPTH_MAX = 32
+_JSON = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -50,3 +52,14 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+async def check_body(request: Request) -> None:
+    """Receive the body; Problem `unsupported_media_type` or `body_too_deep`."""
+    body = await request.body()
+    if not body:
+        return
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if not _JSON.fullmatch(kind):
+        raise Problem("unsupported_media_type", hint="Send JSON as `application/json`.")
+    check_depth(body)

@@ -14,19 +14,25 @@ from starlette.responses import Response
 from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
 from app.http import idempotency
-from app.http.limits import check_depth
+from app.http.limits import check_body
 from app.http.unit import ProviderUnit, TenantUnit, Tools
 from app.identity.principals import (
     Principal,
+    authenticate_entry,
     authenticate_provider,
     authenticate_tenant,
     refused,
 )
 from app.identity.privileges import Privilege
-from app.identity.tokens import KEY, SESSION, Token, parse_token
+from app.identity.tokens import ENTRY, KEY, SESSION, Token, parse_token
 from app.kit.problems import Problem
 from app.users.entering import authenticate_session
 
+_ENTER = {
+    KEY: authenticate_tenant,
+    SESSION: authenticate_session,
+    ENTRY: authenticate_entry,
+}
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -71,17 +77,20 @@ class TenantRoute(APIRoute):
     database is read, and in `authenticate`, which works in that scope.
     """
 
+    #: Whether the credential is the request's bearer token.
+    has_bearer = True
+
     async def credential(self, request: Request) -> Token:
         """Whom the request says that it comes from; Problem `not_authenticated`."""
         token = parse_token(bearer_of(request))
-        if token is None or token.kind not in (KEY, SESSION):
+        if token is None or token.kind not in _ENTER:
             raise refused()
         return token
 
     async def authenticate(self, entry: Entry) -> Principal:
         """Who it is; Problem `not_authenticated`."""
         tools, token = entry.tools, entry.credential
-        enter = authenticate_session if token.kind == SESSION else authenticate_tenant
+        enter = _ENTER[token.kind]
         return await enter(entry.session, token, tools.sealer, tools.clock.now())
 
     async def on_refused(self, request: Request, credential: Token) -> None:
@@ -91,8 +100,7 @@ class TenantRoute(APIRoute):
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            # A slow sender holds no connection of the database.
-            check_depth(await request.body())
+            await check_body(request)  # a slow sender holds no connection of the database
             credential = await self.credential(request)
             assert credential.tenant_id is not None
             tools: Tools = request.app.state.tools
@@ -177,7 +185,7 @@ class ProviderRoute(APIRoute):
         original = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            check_depth(await request.body())
+            await check_body(request)
             credential = self.credential(request)
             tools: Tools = request.app.state.tools
             async with tools.database.provider() as session:

@@ -43,7 +43,26 @@ class ProblemDocument(Output):
     hint: str = Field(description="What to do.")
     retryable: bool = Field(description="Whether the same request may succeed later.")
     request_id: str
-    errors: list[Any] | None = Field(default=None, description="The fields that are not valid.")
+    errors: list[Any] | None = Field(
+        default=None,
+        description="The fields that are not valid.",
+        examples=[[{"field": "body.name", "message": "Field required"}]],
+    )
+
+
+class ProblemKindOutput(Output):
+    """A kind of problem."""
+
+    code: str = Field(examples=["not_found"])
+    status: int = Field(examples=[404])
+    title: str = Field(examples=["There is no such object."])
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+
+
+class HealthOutput(Output):
+    """Whether the service answers."""
+
+    status: str = Field(examples=["up"])
 
 
 _NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")

@@ -14,7 +14,7 @@ from app.identity.tokens import Token
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
 from app.kit.sealing import Sealer
-from app.models import ApiKey, ProviderKey, Tenant
+from app.models import ApiKey, ProviderEntry, ProviderKey, Tenant
 from app.models.base import key_of
 from app.models.tenants import TenantState
 
@@ -67,6 +67,21 @@ async def authenticate_tenant(
         mark = update(ApiKey).where(ApiKey.tenant_id == key.tenant_id, ApiKey.id == key.id)
         await session.orm.execute(mark.values(last_used_at=now))
     return Principal(key.tenant_id, key.id, show(Kind.API_KEY, key.id), PRIVILEGES[Role(key.role)])
+
+
+async def authenticate_entry(
+    session: TenantSession, token: Token, sealer: Sealer, now: datetime
+) -> Principal:
+    """The provider's staff inside a tenant, who only reads; Problem `not_authenticated`."""
+    entry = await session.orm.get(ProviderEntry, key_of(session.tenant_id, token.id))
+    tenant = await session.orm.get(Tenant, session.tenant_id)
+    if entry is None or tenant is None or not token.matches(sealer, entry.fingerprint):
+        raise refused()
+    is_over = entry.ended_at is not None or entry.expires_at <= now
+    if is_over or tenant.state != TenantState.ACTIVE:
+        raise refused()
+    actor = show(Kind.PROVIDER_ENTRY, entry.id)
+    return Principal(entry.tenant_id, entry.id, actor, PRIVILEGES[Role.VIEWER])
 
 
 async def authenticate_provider(

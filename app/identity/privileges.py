@@ -34,6 +34,8 @@ class Privilege(StrEnum):
     ALERTS_WRITE = "alerts.write"
     EVENTS_READ = "events.read"
     AUDIT_READ = "audit.read"
+    PROVIDER_ENTRIES_READ = "provider_entries.read"
+    PROVIDER_ENTRIES_WRITE = "provider_entries.write"
     KEYS_EXPORT = "keys.export"
     HOST_JOIN = "host.join"
     HOST_RENEW = "host.renew"
@@ -66,6 +68,7 @@ _VIEWER = frozenset(
         Privilege.SERVICE_PROFILES_READ,
         Privilege.ALERTS_READ,
         Privilege.EVENTS_READ,
+        Privilege.PROVIDER_ENTRIES_READ,
     }
 )
 _OPERATOR = _VIEWER | {

@@ -1,5 +1,6 @@
 """Bearer tokens: `hf_<tenant>_<id>_<secret>` of an API key, `hfs_…` of a person's session, `hfi_…`
-of an invitation, and `hfp_<id>_<secret>` for the provider's staff.
+of an invitation, `hfe_…` of an entry of the provider's staff into a tenant, and
+`hfp_<id>_<secret>` for the staff itself.
 
 A host joins with `hfj_<tenant>_<id>_<secret>_<root>`, where root is the SHA-256 of the deployment's
 root certificate, so that a host believes nobody else from its first connection on.
@@ -18,8 +19,8 @@ from uuid import UUID
 from app.kit.ids import BadId, decode, encode
 from app.kit.sealing import Sealer
 
-KEY, SESSION, INVITATION, PROVIDER = "hf", "hfs", "hfi", "hfp"
-_OF_TENANT = (KEY, SESSION, INVITATION)
+KEY, SESSION, INVITATION, ENTRY, PROVIDER = "hf", "hfs", "hfi", "hfe", "hfp"
+_OF_TENANT = (KEY, SESSION, INVITATION, ENTRY)
 _SECRET_BYTES = 32
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Base64Bytes, ConfigDict, Field, StringConstraints
+from pydantic import Base64Bytes, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.http.schemas import Input, Name, Output, Text
 
-_Key = Annotated[Base64Bytes, Field(min_length=32, max_length=32)]
+_Key = Annotated[
+    Base64Bytes,
+    Field(min_length=32, max_length=32),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9+/]{43}=$"}),
+]
 _Reason = Annotated[Text, StringConstraints(min_length=3, max_length=500)]
 
 

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     JOIN_TOKEN = "join"  # noqa: S105 - a prefix
     EVENT = "evt"
     PROVIDER_KEY = "pky"
+    PROVIDER_ENTRY = "entry"
     REQUEST = "req"
     DATA_NODE = "node"
     JOURNAL_STORE = "store"

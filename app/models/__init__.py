@@ -13,7 +13,15 @@ from app.models.datanodes import (
 from app.models.dsm import ApplianceHealth, Command, HostStatus, Lease, ManagerAssignment
 from app.models.events import AuditEntry, Event, TenantLedger
 from app.models.hosts import Host, JoinToken, TenantAuthority
-from app.models.identity import ApiKey, IdempotencyRecord, ProviderKey, User, UserSession
+from app.models.identity import (
+    ApiKey,
+    IdempotencyRecord,
+    ProviderAct,
+    ProviderEntry,
+    ProviderKey,
+    User,
+    UserSession,
+)
 from app.models.jobs import Job, UsageHour
 from app.models.keys import GroupKeyRecord, RestoreDoor
 from app.models.machines import Disk, HostInventory, Machine
@@ -49,6 +57,8 @@ __all__ = [
     "Machine",
     "ManagerAssignment",
     "Operation",
+    "ProviderAct",
+    "ProviderEntry",
     "ProviderKey",
     "Resource",
     "RestoreDoor",

@@ -79,6 +79,33 @@ class ProviderKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class ProviderEntry(Resource, Base):
+    """The provider's staff in a tenant's scope, for a while."""
+
+    __tablename__ = "provider_entries"
+
+    provider_key_id: Mapped[UUID]
+    reason: Mapped[str]
+    fingerprint: Mapped[bytes]
+    expires_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class ProviderAct(Base):
+    """An entry of the provider's own log. It is added to, never changed."""
+
+    __tablename__ = "provider_acts"
+
+    place: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    details: Mapped[dict[str, Any]]
+    address: Mapped[str]
+    request_id: Mapped[str]
+
+
 class IdempotencyRecord(TenantOwned, Base):
     """The answer to a request with an Idempotency-Key, for its repeats."""
 

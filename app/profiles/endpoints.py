@@ -18,7 +18,7 @@ from app.profiles import service
 from app.profiles.schemas import ProfileInput, ProfileOutput
 from app.vpgs.settings import Settings
 
-router = tenant_router("service profiles")
+router = tenant_router("service-profiles")
 Unit = Annotated[TenantUnit, Depends(tenant_unit)]
 _READ = [requires(Privilege.SERVICE_PROFILES_READ)]
 _WRITE = [requires(Privilege.SERVICE_PROFILES_WRITE)]

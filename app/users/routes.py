@@ -36,6 +36,8 @@ class InvitationRoute(TenantRoute):
 class LoginRoute(TenantRoute):
     """Whoever comes in knows a password and has an authenticator."""
 
+    has_bearer = False
+
     async def credential(self, request: Request) -> Token:
         wanted = await _login(request)
         try:

@@ -122,6 +122,11 @@ BODIES: dict[str, dict[str, Any] | None] = {
         "reason": "a test",
         "public_key": "CSotfFhqMTZCjFNN0pbfQWkbYQ8VmiMd5bdZ9oUxrVg=",
     },
+    "GET /v1/provider-entries": None,
+    "GET /v1/provider-entries/{provider_entry_id}": None,
+    "POST /v1/provider-entries/{provider_entry_id}:end": None,
+    "POST /v1/provider/tenants/{tenant_id}:enter": {"reason": "a test", "minutes": 5},
+    "GET /v1/provider/audit": None,
     "GET /v1/provider/tenants": None,
     "POST /v1/provider/tenants": {"name": "made"},
     "GET /v1/provider/data-nodes": None,
@@ -186,7 +191,12 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
     machine_id = (await machine_ids(tenant))[name]
     vpg = await make_vpg(tenant, name, machine_id)
     profile = await tenant.post("/v1/service-profiles", {"name": name, "settings": {}})
+    own_id = (await tenant.get("/v1/tenant")).json()["id"]
+    entry = await service.provider.post(
+        f"/v1/provider/tenants/{own_id}:enter", {"reason": f"looks at {name}"}
+    )
     return {
+        "provider_entry_id": entry.json()["id"],
         "site_id": site.json()["id"],
         "api_key_id": key.json()["id"],
         "user_id": user.json()["id"],
@@ -286,7 +296,7 @@ async def test_every_route_is_in_the_matrix(service: Service) -> None:
 @pytest.mark.invariant("I9")
 async def test_another_tenant_s_object_is_as_absent_as_an_absent_one(world: World) -> None:
     for route in routes_of(world.service):
-        if "{" not in route[1] or route[1].startswith("/v1/provider"):
+        if "{" not in route[1] or route[1].startswith("/v1/provider/"):
             continue
         foreign = await ask(world.own, route, world.other_ids)
         nothing = await ask(world.own, route, absent(world.own_ids))
@@ -298,7 +308,7 @@ async def test_another_tenant_s_object_is_as_absent_as_an_absent_one(world: Worl
 @pytest.mark.invariant("I9")
 async def test_nothing_of_another_tenant_is_in_any_answer(world: World) -> None:
     for route in routes_of(world.service):
-        if route[1].startswith("/v1/provider"):
+        if route[1].startswith("/v1/provider/"):
             continue
         for ids in (world.own_ids, world.other_ids):
             answer = await ask(world.own, route, ids)
@@ -315,7 +325,7 @@ async def test_who_has_no_token_or_the_wrong_kind_gets_the_same_refusal(world: W
     parts = tenant_token.split("_")
     bad += ["_".join([parts[0], other_tenant, *parts[2:]])]
     for route in routes_of(world.service):
-        is_provider = route[1].startswith("/v1/provider")
+        is_provider = route[1].startswith("/v1/provider/")
         wrong = tenant_token if is_provider else provider_token
         seen = set()
         for token in [*bad, wrong]:
@@ -330,6 +340,7 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     ids = await _fill(service, administrator, "own")
     viewer = await service.make_caller(administrator, "viewer")
     allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}"}
+    allowed |= {"GET /v1/provider-entries", "GET /v1/provider-entries/{provider_entry_id}"}
     allowed |= {"GET /v1/events", "GET /v1/events:stream"}
     allowed |= {"GET /v1/self", "POST /v1/self:log-out"}
     allowed |= {"GET /v1/machines", "GET /v1/machines/{machine_id}"}
@@ -345,7 +356,7 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
     allowed |= {"GET /v1/join-tokens", "GET /v1/join-tokens/{join_token_id}"}
     for method, path in routes_of(service):
-        if path.startswith("/v1/provider") or f"{method} {path}" in MACHINES:
+        if path.startswith("/v1/provider/") or f"{method} {path}" in MACHINES:
             continue
         answer = await ask(viewer, (method, path), ids)
         if f"{method} {path}" in allowed:
@@ -354,7 +365,7 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
             assert (answer.status_code, answer.json()["code"]) == (403, "privilege_missing"), path
     denied = (await administrator.get("/v1/audit", params={"limit": 200})).json()["items"]
     routes = routes_of(service)
-    providers = sum(path.startswith("/v1/provider") for _, path in routes)
+    providers = sum(path.startswith("/v1/provider/") for _, path in routes)
     others = providers + len(MACHINES) + len(allowed)
     assert sum(entry["outcome"] == "denied" for entry in denied) == len(routes) - others
 
