@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from uuid import UUID
 
 from cryptography import x509
 from prometheus_client import generate_latest
@@ -33,7 +32,7 @@ from app.dsm.manager import DueKey, Means
 from app.dsm.metrics import Metrics
 from app.dsm.recorder import Recorder, RecorderOptions
 from app.dsm.relay import RelayServer, RelayTls, RemoteOwner
-from app.dsm.revocations import Revocations
+from app.dsm.revocations import Out, Revocations
 from app.dsm.trouble import Trouble, say
 from app.dsm.watchdog import watched_loop
 from app.keys.client import SocketKeys
@@ -375,9 +374,13 @@ class DsmProcess:
         self._routes[route.place] = route
         self.parts.gateway.route_changed(route.place)
 
-    def _shut_out(self, hosts: set[tuple[UUID, UUID]]) -> None:
-        self.parts.gateway.drop_hosts(hosts, self._wall())
-        self.parts.fleet.forget_hosts(hosts)
+    def _shut_out(self, out: Out) -> None:
+        gateway = self.parts.gateway
+        gateway.drop_hosts(out.hosts, self._wall())
+        gateway.drop_where(
+            lambda peer: peer.place.tenant_id in out.tenants, "the tenant is suspended"
+        )
+        self.parts.fleet.forget_hosts(out.hosts)
 
 
 async def _often(work: Callable[[], Awaitable[None]], seconds: float) -> None:

@@ -1,9 +1,10 @@
-"""Hosts that were shut out, found for all tenants in one query of ids, states and times."""
+"""Hosts that were shut out, found for all tenants at once from ids, states and times."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -11,10 +12,19 @@ from sqlalchemy import select
 
 from app.database.sessions import Database
 from app.kit.problems import Problem
-from app.models import Host
+from app.models import Host, Tenant
+from app.models.tenants import TenantState
 
 #: Who was shut out longer ago than this has no connection left here.
 _LOOKED_BACK = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Out:
+    """(tenant, host) of hosts, and tenants, that are shut out."""
+
+    hosts: set[tuple[UUID, UUID]]
+    tenants: set[UUID]
 
 
 class Revocations:
@@ -23,7 +33,7 @@ class Revocations:
     def __init__(self, database: Database, seconds: float, wall: Callable[[], datetime]) -> None:
         self._database, self._seconds, self._wall = database, seconds, wall
 
-    async def run(self, on_out: Callable[[set[tuple[UUID, UUID]]], None]) -> None:
+    async def run(self, on_out: Callable[[Out], None]) -> None:
         """Until cancelled."""
         while True:
             try:
@@ -33,11 +43,15 @@ class Revocations:
                     raise
             await asyncio.sleep(self._seconds)
 
-    async def find(self) -> set[tuple[UUID, UUID]]:
-        """(tenant, host) of those that were shut out lately; Problem."""
+    async def find(self) -> Out:
+        """Who was shut out lately; Problem."""
         since = self._wall() - _LOOKED_BACK
         async with self._database.system() as session:
-            found = await session.orm.execute(
+            hosts = await session.orm.execute(
                 select(Host.tenant_id, Host.id).where(Host.revoked_at > since)
             )
-            return {(row[0], row[1]) for row in found}
+            found = {(row[0], row[1]) for row in hosts}
+            tenants = await session.orm.scalars(
+                select(Tenant.id).where(Tenant.state == TenantState.SUSPENDED)
+            )
+            return Out(found, set(tenants))
