@@ -76,6 +76,7 @@ async def follow_events(
     if place is None:
         place = await head_of(unit.session)
     await check_kept(unit.session, place)
+    request.app.state.hub.check_room(unit.session.tenant_id)
     reading = Reading(unit.session.tenant_id, place, tuple(topic), seconds)
     tools = unit.tools
 

@@ -44,12 +44,17 @@ class EventHub:
         self._watches: dict[UUID, _Watch] = {}
         self.closing = asyncio.Event()
 
+    def check_room(self, tenant_id: UUID) -> None:
+        """Problem `too_many_streams`; to be asked before an answer begins."""
+        watch = self._watches.get(tenant_id)
+        if watch is not None and watch.streams >= STREAMS_MAX:
+            raise Problem("too_many_streams", hint="Close streams that nobody reads.")
+
     @contextmanager
     def watching(self, tenant_id: UUID) -> Iterator[None]:
         """While a stream of this tenant is open; Problem where too many are."""
+        self.check_room(tenant_id)
         watch = self._watches.setdefault(tenant_id, _Watch())
-        if watch.streams >= STREAMS_MAX:
-            raise Problem("too_many_streams", hint="Close streams that nobody reads.")
         watch.streams += 1
         if watch.task is None:
             watch.task = asyncio.create_task(self._poll(tenant_id, watch))

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app.http.reachable import reachable_codes
+from app.kit.ids import Kind, parse
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.sites import endpoints
 from tests.app.service import Service
@@ -164,3 +165,16 @@ async def test_bodies_that_nobody_means(service: Service, path: str) -> None:
     assert codes["text"] == "unsupported_media_type"
     for name in ("brackets in a text", "not UTF-8", "control", "surrogate"):
         assert codes[name] in ("invalid_fields", "bad_request"), name
+
+
+async def test_one_stream_too_many_is_refused_before_it_begins(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await service.make_tenant()
+    tenant_id = parse(Kind.TENANT, (await tenant.get("/v1/tenant")).json()["id"])
+    monkeypatch.setattr("app.events.hub.STREAMS_MAX", 1)
+    asked = {"after": 0, "seconds": 0}
+    with service.app.state.hub.watching(tenant_id):
+        answer = await tenant.get("/v1/events:stream", params=asked)
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_streams")
+    assert (await tenant.get("/v1/events:stream", params=asked)).status_code == 200
