@@ -29,7 +29,7 @@ from app.kit.problems import Problem
 from app.kit.transitions import IllegalTransition
 from app.models import Operation, Vpg
 from app.models.base import key_of
-from app.operations.service import advance, fail, succeed
+from app.operations.service import ORDER, advance, fail, succeed
 from app.vpgs.assigning import hosts_of
 from host_agent.wire import control
 from host_agent.wire.control import Answer, Body, Failure, Progress
@@ -294,7 +294,7 @@ async def bodies_of(session: TenantSession, waiting: Waiting) -> dict[UUID, Body
     if waiting.kind == CommandKind.DISCOVER:
         return {waiting.subject: control.Discover()}
     if waiting.kind == CommandKind.RESTORE:
-        return {waiting.subject: msgspec.convert(given["order"], control.Restore)}
+        return {waiting.subject: msgspec.convert(given[ORDER], control.Restore)}
     hosts = await hosts_of(session, waiting.subject)
     body = await _group_body(session, waiting, given)
     return dict.fromkeys(sorted(hosts), body)

@@ -33,6 +33,9 @@ from app.operations.state import (
 )
 from host_agent.wire.errors import HoldfastError
 
+#: The part of an operation's input that is for who does the work: never shown. A ticket is in it.
+ORDER = "order"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -188,7 +191,7 @@ def show_operation(operation: Operation) -> OperationOutput:
         state=state,
         progress=operation.progress,
         steps=[StepOutput(**step) for step in operation.steps],
-        input=operation.input,
+        input={name: value for name, value in operation.input.items() if name != ORDER},
         outcome=operation.outcome,
         error=operation.error,
         is_cancellable=operation.is_cancellable and state in UNFINISHED,

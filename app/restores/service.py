@@ -18,8 +18,8 @@ from app.kit.problems import Problem
 from app.models import Host, Operation, Site, Tenant, Vpg
 from app.models.base import key_of
 from app.models.hosts import HostState
+from app.operations.service import ORDER, open_operation
 from app.operations.service import Wanted as WantedOperation
-from app.operations.service import open_operation
 from app.restores.plan import NODES_MAX, Moment, make_ticket
 from app.restores.schemas import RestoreInput
 from app.tenants.schemas import Plan
@@ -52,7 +52,7 @@ async def restore_vpg(unit: TenantUnit, vpg: Vpg, wanted: RestoreInput) -> Opera
         "doors": list(doors),
         "directory": wanted.directory,
     }
-    operation.input = {**wanted.model_dump(), "order": order}
+    operation.input = {**wanted.model_dump(), ORDER: order}
     await unit.session.orm.flush()
     command = Command(CommandKind.RESTORE, host.id, host.id, unit.now, operation.id)
     await request_command(unit.session, command)

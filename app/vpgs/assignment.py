@@ -85,7 +85,7 @@ def _group(group: GroupRow) -> dict[str, Any]:
                 "machine": disk.machine,
                 "source": disk.source,
             }
-            for disk in sorted(group.disks, key=lambda disk: disk.disk)
+            for disk in sorted(group.disks, key=lambda disk: (disk.name, disk.disk))
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -71,6 +72,8 @@ def test_a_disk_comes_back_as_it_was_at_a_checkpoint(shop: Host) -> None:
     guest.write(50)
     shop.checkpoint("after")
     assert shop.restore("tag:before", "restored").read_bytes() == wanted
+    shown = shop.tenant.get("/v1/operations")["items"]
+    assert "ticket" not in json.dumps(shown), "a ticket is for the host alone"
     assert shop.restore("tag:after", "control").read_bytes() == bytes(guest.model) != wanted
     guest.close()
 

@@ -166,7 +166,7 @@ def test_markers_that_contradict_their_records_are_named(
     builder = good_start()
     with monkeypatch.context() as sealing:
         # Our own sealer refuses such a frame; a hostile one would not.
-        sealing.setattr(seal, "_check_agreement", lambda *_: None)
+        sealing.setattr(seal, "_check_contents", lambda *_: None)
         with_markers(builder, change)
     with open_journal(builder.store, IDENTITY, builder.tenant_key) as journal:
         assert isinstance(journal.damage, JournalDamaged)
