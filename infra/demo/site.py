@@ -19,7 +19,7 @@ from infra.demo.report import DemoFailed
 from infra.dev_keys import DevSetup, write_dev_setup
 
 TENANT, GROUP, DISK = "acme", "demo", "disk"
-_START_SECONDS = 30.0
+_START_SECONDS = 90.0
 _SYNC_SECONDS = 120.0
 
 
