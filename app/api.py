@@ -33,8 +33,12 @@ from app.machines.endpoints import router as machines
 from app.models.hosts import HostState
 from app.operations.endpoints import router as operations
 from app.operations.state import OperationState, StepState
+from app.pools.endpoints import provider as provider_pools
+from app.pools.endpoints import router as pools
 from app.profiles.endpoints import router as service_profiles
 from app.restores.endpoints import router as restores
+from app.rights.endpoints import router as rights
+from app.rights.state import PlacementState
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
@@ -51,6 +55,7 @@ PUBLIC = frozenset(
 _ROUTERS = (
     tenant,
     sites,
+    pools,
     machines,
     service_profiles,
     vpgs,
@@ -72,6 +77,8 @@ _ROUTERS = (
     provider_entering,
     data_nodes,
     joining_nodes,
+    provider_pools,
+    rights,
 )
 #: What the API speaks in; GLOSSARY.md says what each word means.
 ENUMS: tuple[type[StrEnum], ...] = (
@@ -87,6 +94,7 @@ ENUMS: tuple[type[StrEnum], ...] = (
     CheckpointState,
     Level,
     HostState,
+    PlacementState,
     Role,
 )
 _DESCRIPTION = "Disaster recovery as a service: protect, checkpoint, recover."

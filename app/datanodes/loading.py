@@ -10,13 +10,13 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from app.database.sessions import Database, SystemSession, TenantSession
-from app.datanodes.plan import may_hold
 from app.datanodes.records import HostRow, TenantRow, make_record
-from app.datanodes.stores import access_of, find_default
+from app.datanodes.stores import access_of
 from app.kit.ids import Kind, parse, show
 from app.models import (
     DataNode,
     Host,
+    JournalStore,
     Machine,
     Tenant,
     TenantAuthority,
@@ -26,7 +26,9 @@ from app.models import (
 )
 from app.models.datanodes import NodeState
 from app.models.hosts import HostState
-from app.models.tenants import TenantState
+from app.models.tenants import PROVIDER_ID, TenantState
+from app.rights.places import choose_store, permitted_of
+from app.rights.territory import may_hold
 from app.vpgs.state import LIVE
 from host_agent.wire.serving import ServingRecord
 
@@ -41,16 +43,35 @@ async def record_versions(session: SystemSession, node: DataNode) -> Versions:
     if node.state != NodeState.ACTIVE:
         return {}
     table = TenantRecordNumber
+    stores = await places_of_stores(session)
     found = await session.orm.execute(
         select(table.tenant_id, table.version, Tenant.plan)
         .join(Tenant, Tenant.id == table.tenant_id)
-        .where(Tenant.state == TenantState.ACTIVE)
+        .where(Tenant.state == TenantState.ACTIVE, Tenant.id != PROVIDER_ID)
     )
     return {
         show(Kind.TENANT, row.tenant_id): row.version
         for row in found
-        if may_hold(row.plan.get("territories"), node.territory)
+        if _may_serve(row.plan.get("territories"), node.territory, stores)
     }
+
+
+def _may_serve(
+    permitted: Sequence[str] | None, territory: str, stores: Sequence[tuple[str, str]]
+) -> bool:
+    """Whether the tenant's data may be at the node, and its journal somewhere. Before there is any
+    store a node is told of tenants that wait for one.
+    """
+    has_store = not stores or choose_store(permitted, stores) is not None
+    return has_store and may_hold(permitted, territory)
+
+
+async def places_of_stores(session: SystemSession) -> list[tuple[str, str]]:
+    """(name, territory) of all stores by their age."""
+    found = await session.orm.execute(
+        select(JournalStore.name, JournalStore.territory).order_by(JournalStore.id)
+    )
+    return [(row.name, row.territory) for row in found]
 
 
 async def raise_above(database: Database, tenant: str, held: int) -> int:
@@ -74,14 +95,17 @@ async def load_records(tools: NodeTools, tenants: Sequence[str]) -> AsyncIterato
     if not tenants:
         return
     async with tools.database.system() as session:
-        store = await find_default(session)
-    if store is None:
-        return
+        found = await session.orm.scalars(select(JournalStore).order_by(JournalStore.id))
+        stores = {store.name: store for store in found}
+    places = [(store.name, store.territory) for store in stores.values()]
     for tenant in tenants:
         async with tools.database.tenant(parse(Kind.TENANT, tenant)) as session:
             # The number first: what is read after it may be newer, and is then sent once more.
             row = await _tenant_row(session)
-            access = await access_of(session, store, tools.sealer)
+            name = choose_store(await permitted_of(session), places)
+            if name is None:
+                continue
+            access = await access_of(session, stores[name], tools.sealer)
             if row is not None and access is not None:
                 yield make_record(row, access, await _host_rows(session), tools.clock.now())
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.rights.territory import may_hold
+
 
 @dataclass(frozen=True)
 class NodePlace:
@@ -14,16 +16,6 @@ class NodePlace:
     id: UUID
     territory: str
     doors: Sequence[str]
-
-
-def may_hold(permitted: Sequence[str] | None, territory: str) -> bool:
-    """Whether data that may be in `permitted` territories (None: anywhere) may be in this one.
-
-    A country covers its regions: CH covers CH-ZH, not the other way round.
-    """
-    if permitted is None:
-        return True
-    return territory in permitted or territory.partition("-")[0] in permitted
 
 
 def choose_doors(

@@ -11,9 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.database.sessions import TenantSession
-from app.datanodes.plan import NodePlace, choose_doors, may_hold
+from app.datanodes.plan import NodePlace, choose_doors
 from app.models import DataNode, RestoreDoor, Tenant
 from app.models.datanodes import NodeState
+from app.rights.territory import may_hold
 from app.tenants.schemas import Plan
 
 

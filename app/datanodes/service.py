@@ -19,7 +19,7 @@ from app.certificates.authority import (
     sign_node,
 )
 from app.database.sessions import ProviderSession, SystemSession, TenantSession
-from app.datanodes.plan import NodePlace, choose_doors, may_hold
+from app.datanodes.plan import NodePlace, choose_doors
 from app.datanodes.schemas import (
     JOIN_SECONDS_MAX,
     DataNodeInput,
@@ -37,7 +37,9 @@ from app.kit.sealing import Sealer
 from app.models import DataNode, DataNodeAuthority, Host, Tenant
 from app.models.datanodes import NodeState
 from app.models.hosts import HostState
-from app.models.tenants import TenantState
+from app.models.tenants import PROVIDER_ID, TenantState
+from app.rights.places import choose_store, stores_of
+from app.rights.territory import may_hold
 from app.tenants.schemas import Plan
 from app.vpgs.assigning import raise_assignments
 from host_agent.wire.names import datanode_san
@@ -154,7 +156,7 @@ async def drain_node(unit: ProviderUnit, node: DataNode) -> None:
         raise _illegal(node, "drain")
     others = [one for one in await _serving(unit.session) if one.id != node.id]
     tenants = await unit.session.orm.scalars(
-        select(Tenant).where(Tenant.state == TenantState.ACTIVE)
+        select(Tenant).where(Tenant.state == TenantState.ACTIVE, Tenant.id != PROVIDER_ID)
     )
     for tenant in tenants:
         permitted = Plan(**tenant.plan).territories
@@ -203,13 +205,17 @@ async def announce_doors(tools: Tools, tenants: Sequence[UUID], now: datetime) -
 async def tenants_of(session: ProviderSession) -> list[UUID]:
     """Every active tenant."""
     found = await session.orm.scalars(
-        select(Tenant.id).where(Tenant.state == TenantState.ACTIVE).order_by(Tenant.id)
+        select(Tenant.id)
+        .where(Tenant.state == TenantState.ACTIVE, Tenant.id != PROVIDER_ID)
+        .order_by(Tenant.id)
     )
     return list(found)
 
 
-async def doors_of_tenant(session: TenantSession) -> list[str]:
-    """Where this tenant's hosts send their streams, in the order in which they try; two queries."""
+async def doors_of_tenant(session: TenantSession, reached_as: Sequence[str] = ()) -> list[str]:
+    """Where this tenant's hosts send their streams, in the order in which they try; three queries.
+    None where its data may not be. `reached_as`: instead of what the permitted nodes have.
+    """
     tenant = await session.orm.get_one(Tenant, session.tenant_id)
     found = await session.orm.execute(
         select(DataNode.id, DataNode.territory, DataNode.doors).where(
@@ -217,7 +223,11 @@ async def doors_of_tenant(session: TenantSession) -> list[str]:
         )
     )
     nodes = [NodePlace(row.id, row.territory, row.doors) for row in found]
-    return choose_doors(session.tenant_id, Plan(**tenant.plan).territories, nodes)
+    permitted, stores = Plan(**tenant.plan).territories, await stores_of(session)
+    if stores and choose_store(permitted, stores) is None:
+        return []
+    chosen = choose_doors(session.tenant_id, permitted, nodes)
+    return list(reached_as) if reached_as and (chosen or not nodes) else chosen
 
 
 async def load_node_authority(session: SystemSession, sealer: Sealer) -> Authority | None:

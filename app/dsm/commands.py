@@ -34,6 +34,8 @@ class CommandKind(StrEnum):
     LIMIT = "limit"  #: subject: the group, whose settings changed
     FORCE_SYNC = "force_sync"  #: subject: the group; the operation's input has `disk`, `full`
     RESTORE = "restore"  #: the operation's input says what is restored where
+    PLACE = "place"  #: of a provider's host; the operation's input says which tenant
+    WITHDRAW = "withdraw"
 
 
 class CommandState(StrEnum):

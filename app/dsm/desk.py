@@ -125,7 +125,7 @@ class WorkDesk:
     def assignment_wanted(self, place: Place, host_id: UUID) -> None:
         async def load() -> None:
             async with self._tools.database.tenant(place.tenant_id) as session:
-                doors = self._tools.doors or await doors_of_tenant(session)
+                doors = await doors_of_tenant(session, self._tools.doors)
                 found = await load_assignment(session, host_id, doors)
             manager = self._fleet.manager_of(place)
             if manager is not None:

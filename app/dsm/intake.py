@@ -26,10 +26,13 @@ from app.dsm.trouble import Trouble
 from app.events.ledger import Circumstances, Happening, write_ledger
 from app.kit.ids import Kind, parse, show
 from app.kit.problems import Problem
+from app.kit.sealing import Sealer
 from app.kit.transitions import IllegalTransition
 from app.models import Operation, Vpg
 from app.models.base import key_of
 from app.operations.service import ORDER, advance, fail, succeed
+from app.rights.orders import order_of, place_body, settle_placing, settle_withdrawal
+from app.rights.places import check_destination
 from app.vpgs.assigning import hosts_of
 from host_agent.wire import control
 from host_agent.wire.control import Answer, Body, Failure, Progress
@@ -41,6 +44,7 @@ _PATIENCE_DEFAULT_SECONDS = 60.0
 _ANSWER_SECONDS_MAX: dict[CommandKind, float] = {CommandKind.RESTORE: 7 * 86_400.0}
 _ANSWER_DEFAULT_SECONDS = 120.0
 _STORE_SECONDS_MAX = 120.0
+_OF_PLACEMENTS = (CommandKind.PLACE, CommandKind.WITHDRAW)
 
 
 class HostUnreachable(HoldfastError):
@@ -90,6 +94,7 @@ class IntakeTools:
     now: Callable[[], float]
     wall: Callable[[], datetime]
     poll_seconds: float
+    sealer: Sealer
     metrics: Metrics
     trouble: Trouble
 
@@ -144,7 +149,7 @@ class Intake:
                 continue
             try:
                 async with self._tools.database.tenant(waiting.place.tenant_id) as session:
-                    errand.bodies = await bodies_of(session, waiting)
+                    errand.bodies = await bodies_of(session, waiting, self._tools.sealer)
             except Problem as problem:
                 if problem.retryable:
                     self._forget(errand)
@@ -243,6 +248,8 @@ class Intake:
     async def _end(self, errand: Errand, error: HoldfastError | None) -> None:
         """Enter how it came out: the operation in the tenant's scope, then the command."""
         waiting = errand.waiting
+        if waiting.kind in _OF_PLACEMENTS:
+            await self._settle(waiting, error)
         if waiting.operation_id is not None and waiting.kind != CommandKind.ASSIGN:
             await self._end_operation(waiting, waiting.operation_id, errand.answers, error)
         state = CommandState.DONE if error is None else CommandState.FAILED
@@ -251,6 +258,16 @@ class Intake:
             await session.commit()
         self._tools.metrics.commands.inc()
         self._forget(errand)
+
+    async def _settle(self, waiting: Waiting, error: HoldfastError | None) -> None:
+        """A placement is of another tenant than its command, which is the host's owner's."""
+        async with self._tools.database.tenant(waiting.place.tenant_id) as session:
+            given = await _input(session, waiting)
+        database, order = self._tools.database, order_of(given)
+        if waiting.kind == CommandKind.PLACE:
+            await settle_placing(database, order, error)
+        else:
+            await settle_withdrawal(database, order, error, self._tools.wall())
 
     async def _end_operation(
         self,
@@ -288,13 +305,18 @@ def _answer_seconds(kind: CommandKind) -> float:
     return _ANSWER_SECONDS_MAX.get(kind, _ANSWER_DEFAULT_SECONDS)
 
 
-async def bodies_of(session: TenantSession, waiting: Waiting) -> dict[UUID, Body]:
+async def bodies_of(session: TenantSession, waiting: Waiting, sealer: Sealer) -> dict[UUID, Body]:
     """What is sent to which host for a command; Problem."""
     given = await _input(session, waiting)
     if waiting.kind == CommandKind.DISCOVER:
         return {waiting.subject: control.Discover()}
     if waiting.kind == CommandKind.RESTORE:
+        await check_destination(session, waiting.subject)
         return {waiting.subject: msgspec.convert(given[ORDER], control.Restore)}
+    if waiting.kind == CommandKind.PLACE:
+        return {waiting.subject: place_body(given, sealer)}
+    if waiting.kind == CommandKind.WITHDRAW:
+        return {waiting.subject: control.Withdraw(order_of(given).tenant)}
     hosts = await hosts_of(session, waiting.subject)
     body = await _group_body(session, waiting, given)
     return dict.fromkeys(sorted(hosts), body)

@@ -184,6 +184,7 @@ class DsmProcess:
     def _assemble(self, lease: LeaseKeeper, fleet: Fleet, relay: RelayServer) -> _Parts:
         settings, database, metrics = self.settings, self.database, self.metrics
         trouble, seconds = Trouble(metrics), settings.checkpoint_record_seconds
+        sealer = Sealer(settings.secret)
         options = RecorderOptions(seconds, self._now, self._wall, lease.may_act, trouble)
         recorder = Recorder(database, options, metrics)
         doors = settings.data_doors
@@ -197,6 +198,7 @@ class DsmProcess:
                 self._now,
                 self._wall,
                 settings.command_poll_seconds,
+                sealer,
                 metrics,
                 trouble,
             ),
@@ -204,7 +206,7 @@ class DsmProcess:
             desk,
         )
         host, port = host_and_port(settings.control_listen)
-        nodes = NodeGateway(NodeTools(database, Sealer(settings.secret), SystemClock()))
+        nodes = NodeGateway(NodeTools(database, sealer, SystemClock()))
         gateway_options = GatewayOptions(
             host, port, self._tls.server, settings.heartbeat_seconds, nodes
         )

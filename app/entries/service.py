@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from uuid import UUID
 
 from sqlalchemy import select
 
@@ -12,10 +11,9 @@ from app.entries.schemas import EnterInput
 from app.events.ledger import Act, Happening, write_ledger
 from app.http.unit import ProviderUnit, TenantUnit
 from app.identity.tokens import ENTRY, Token, make_token
-from app.kit.ids import BadId, Kind, new_uuid, parse, show
-from app.kit.problems import Problem, not_found
-from app.models import ProviderAct, ProviderEntry, Tenant
-from app.models.tenants import TenantState
+from app.kit.ids import Kind, new_uuid, show
+from app.models import ProviderAct, ProviderEntry
+from app.tenants.service import get_tenant
 
 
 async def enter_tenant(
@@ -25,7 +23,7 @@ async def enter_tenant(
 
     The provider's log has the attempt before the tenant's scope is opened.
     """
-    tenant_id = await _active_tenant(unit, tenant)
+    tenant_id = (await get_tenant(unit.session, tenant)).id
     token = make_token(tenant_id, new_uuid(unit.now), ENTRY)
     shown = show(Kind.PROVIDER_ENTRY, token.id)
     details = {"entry": shown, "reason": wanted.reason, "minutes": wanted.minutes}
@@ -49,19 +47,6 @@ async def enter_tenant(
         await write_ledger(session, [happened], [act], unit.circumstances)
         await session.commit()
     return entry, token
-
-
-async def _active_tenant(unit: ProviderUnit, text: str) -> UUID:
-    try:
-        tenant_id = parse(Kind.TENANT, text)
-    except BadId:
-        raise not_found() from None
-    tenant = await unit.session.orm.get(Tenant, tenant_id)
-    if tenant is None:
-        raise not_found()
-    if tenant.state != TenantState.ACTIVE:
-        raise Problem("illegal_transition", f"The tenant is {tenant.state}.")
-    return tenant_id
 
 
 async def end_entry(unit: TenantUnit, entry: ProviderEntry) -> None:

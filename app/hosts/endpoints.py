@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Query, Response, status
+from sqlalchemy import ColumnElement
 
 from app.hosts import service
 from app.hosts.routes import JoinRoute, RenewalRoute, machine_router
@@ -24,7 +25,6 @@ from app.http.routing import requires, tenant_router
 from app.http.schemas import Page
 from app.http.unit import TenantUnit, tenant_unit
 from app.identity.privileges import Privilege
-from app.kit.ids import Kind, show
 from app.kit.paging import LIMIT_DEFAULT
 from app.models import Host, JoinToken
 from app.models.hosts import HostState
@@ -33,31 +33,6 @@ router = tenant_router("hosts")
 joining, renewing = machine_router(JoinRoute), machine_router(RenewalRoute)
 Unit = Annotated[TenantUnit, Depends(tenant_unit)]
 _READ, _WRITE = [requires(Privilege.HOSTS_READ)], [requires(Privilege.HOSTS_WRITE)]
-
-
-def _show_host(host: Host) -> HostOutput:
-    return HostOutput(
-        id=show(Kind.HOST, host.id),
-        name=host.name,
-        site_id=show(Kind.SITE, host.site_id) if host.site_id else None,
-        state=host.state,
-        agent_version=host.agent_version,
-        created_at=host.created_at,
-        certificate_expires_at=host.certificate_expires_at,
-        revoked_at=host.revoked_at,
-    )
-
-
-def _show_token(row: JoinToken) -> JoinTokenOutput:
-    return JoinTokenOutput(
-        id=show(Kind.JOIN_TOKEN, row.id),
-        name=row.name,
-        site_id=show(Kind.SITE, row.site_id) if row.site_id else None,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        used_at=row.used_at,
-        revoked_at=row.revoked_at,
-    )
 
 
 @router.get("/hosts", dependencies=_READ, summary="List hosts")
@@ -69,9 +44,11 @@ async def list_hosts(
     state: Annotated[HostState | None, Query()] = None,
 ) -> Page[HostOutput]:
     """The tenant's hosts, revoked ones too, filtered and sorted, a page at a time."""
-    filters = [] if state is None else [Host.state == state]
+    filters: list[ColumnElement[bool]] = [Host.placement_id.is_(None)]
+    if state is not None:
+        filters.append(Host.state == state)
     rows, following = await list_page(unit, Host, Listing(limit, cursor, sort), filters)
-    return Page(items=[_show_host(row) for row in rows], next_cursor=following)
+    return Page(items=[service.show_host(row) for row in rows], next_cursor=following)
 
 
 @router.get("/hosts/{host_id}", dependencies=_READ, summary="Get a host")
@@ -79,7 +56,7 @@ async def get_host(unit: Unit, host_id: str, response: Response) -> HostOutput:
     """One host."""
     host = await service.get_host(unit, host_id)
     put_etag(response, host.version)
-    return _show_host(host)
+    return service.show_host(host)
 
 
 @router.post("/hosts/{host_id}:revoke", dependencies=_WRITE, summary="Revoke a host")
@@ -88,7 +65,7 @@ async def revoke_host(unit: Unit, host_id: str, response: Response) -> HostOutpu
     host = await service.get_host(unit, host_id)
     await service.revoke_host(unit, host)
     put_etag(response, host.version)
-    return _show_host(host)
+    return service.show_host(host)
 
 
 @router.get("/join-tokens", dependencies=_READ, summary="List join tokens")
@@ -96,8 +73,9 @@ async def list_join_tokens(
     unit: Unit, limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None, sort: Sort = None
 ) -> Page[JoinTokenOutput]:
     """Rights to join, used ones too, a page at a time."""
-    rows, following = await list_page(unit, JoinToken, Listing(limit, cursor, sort))
-    return Page(items=[_show_token(row) for row in rows], next_cursor=following)
+    filters = [JoinToken.placement_id.is_(None)]
+    rows, following = await list_page(unit, JoinToken, Listing(limit, cursor, sort), filters)
+    return Page(items=[service.show_token(row) for row in rows], next_cursor=following)
 
 
 @router.post(
@@ -111,7 +89,7 @@ async def create_join_token(
 ) -> JoinTokenCreated:
     """A token that lets one host join once within minutes: in this answer and nowhere else."""
     row, token = await service.create_join_token(unit, wanted)
-    shown = _show_token(row)
+    shown = service.show_token(row)
     response.headers["location"] = f"/v1/join-tokens/{shown.id}"
     text = join_text(token, unit.tools.root.fingerprint)
     return JoinTokenCreated(**shown.model_dump(), token=text)
@@ -120,7 +98,7 @@ async def create_join_token(
 @router.get("/join-tokens/{join_token_id}", dependencies=_READ, summary="Get a join token")
 async def get_join_token(unit: Unit, join_token_id: str) -> JoinTokenOutput:
     """One right to join, without its secret."""
-    return _show_token(await service.get_join_token(unit, join_token_id))
+    return service.show_token(await service.get_join_token(unit, join_token_id))
 
 
 @router.post(
@@ -130,7 +108,7 @@ async def revoke_join_token(unit: Unit, join_token_id: str) -> JoinTokenOutput:
     """Nobody joins by it any more."""
     row = await service.get_join_token(unit, join_token_id)
     await service.revoke_join_token(unit, row)
-    return _show_token(row)
+    return service.show_token(row)
 
 
 @joining.post(

@@ -26,6 +26,7 @@ SERVERS = [{"url": "/", "description": "This deployment."}]
 _TAGS = {
     "tenant": "The organisation that the caller belongs to.",
     "sites": "Places with hypervisors.",
+    "pools": "Machines of the provider's on which the tenant's may run.",
     "machines": "Virtual machines, as hosts report them.",
     "service-profiles": "Settings that several groups share.",
     "groups": "Machines that are protected and recovered together.",

@@ -44,6 +44,8 @@ class Privilege(StrEnum):
     LOGIN = "login"
     PROVIDER_TENANTS = "provider.tenants"
     PROVIDER_DATA_NODES = "provider.data_nodes"
+    PROVIDER_POOLS = "provider.pools"
+    PROVIDER_RIGHTS = "provider.rights"
     DATA_NODE_JOIN = "data_node.join"
 
 
@@ -93,10 +95,19 @@ _OF_OTHERS = {
     Privilege.LOGIN,
     Privilege.PROVIDER_TENANTS,
     Privilege.PROVIDER_DATA_NODES,
+    Privilege.PROVIDER_POOLS,
+    Privilege.PROVIDER_RIGHTS,
     Privilege.DATA_NODE_JOIN,
 }
 #: What the provider's staff may.
-PROVIDER_PRIVILEGES = frozenset({Privilege.PROVIDER_TENANTS, Privilege.PROVIDER_DATA_NODES})
+PROVIDER_PRIVILEGES = frozenset(
+    {
+        Privilege.PROVIDER_TENANTS,
+        Privilege.PROVIDER_DATA_NODES,
+        Privilege.PROVIDER_POOLS,
+        Privilege.PROVIDER_RIGHTS,
+    }
+)
 
 PRIVILEGES: dict[Role, frozenset[Privilege]] = {
     Role.VIEWER: _VIEWER,

@@ -41,6 +41,8 @@ class Kind(StrEnum):
     SERVICE_PROFILE = "prof"
     ALERT = "alr"
     JOB = "job"
+    POOL = "pool"
+    PLACEMENT = "plc"
 
 
 class BadId(ValueError):

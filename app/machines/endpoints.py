@@ -18,7 +18,7 @@ from app.identity.privileges import Privilege
 from app.kit.ids import Kind
 from app.machines import service
 from app.machines.schemas import LabelsInput, MachineOutput
-from app.models import Machine, VpgDisk
+from app.models import Host, Machine, VpgDisk
 
 router = tenant_router("machines")
 Unit = Annotated[TenantUnit, Depends(tenant_unit)]
@@ -26,18 +26,34 @@ _READ = [requires(Privilege.MACHINES_READ)]
 _WRITE = [requires(Privilege.MACHINES_WRITE)]
 
 
-def _filters(
-    name: Annotated[str | None, Query(max_length=200)] = None,
+def _places(
     host_id: Annotated[str | None, Query(max_length=80)] = None,
+    pool_id: Annotated[str | None, Query(max_length=80)] = None,
+) -> list[ColumnElement[bool]]:
+    filters: list[ColumnElement[bool]] = []
+    if host_id is not None:
+        filters.append(Machine.host_id == parse_filter(Kind.HOST, host_id))
+    if pool_id is not None:
+        there = exists().where(
+            Host.tenant_id == Machine.tenant_id,
+            Host.id == Machine.host_id,
+            Host.placement_id.is_not(None),
+            Host.pool_id == parse_filter(Kind.POOL, pool_id),
+        )
+        filters.append(there)
+    return filters
+
+
+def _filters(
+    places: Annotated[list[ColumnElement[bool]], Depends(_places)],
+    name: Annotated[str | None, Query(max_length=200)] = None,
     is_protected: Annotated[bool | None, Query()] = None,
     is_present: Annotated[bool | None, Query()] = None,
     label: LabelQuery = None,
 ) -> list[ColumnElement[bool]]:
-    filters = label_filters(Machine.labels, label)
+    filters = [*places, *label_filters(Machine.labels, label)]
     if name is not None:
         filters.append(Machine.name == name)
-    if host_id is not None:
-        filters.append(Machine.host_id == parse_filter(Kind.HOST, host_id))
     if is_present is not None:
         filters.append(Machine.is_present == is_present)
     if is_protected is not None:

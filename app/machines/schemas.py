@@ -69,6 +69,7 @@ _EXAMPLE: JsonDict = {
     "id": "mach_01kb0000000000000000000000",
     "name": "web",
     "host_id": "host_01kb0000000000000000000000",
+    "pool_id": None,
     "uuid": None,
     "labels": {"app": "shop"},
     "is_present": True,
@@ -103,7 +104,8 @@ class MachineOutput(Output):
 
     id: str
     name: str
-    host_id: str
+    host_id: str | None = Field(description="Null on a host of the provider's.")
+    pool_id: str | None = Field(description="The provider's pool in which it runs.")
     uuid: str | None = Field(description="The hypervisor's own, if it told one.")
     labels: Labels
     is_present: bool = Field(description="Whether the newest inventory of its host has it.")

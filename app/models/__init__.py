@@ -26,6 +26,7 @@ from app.models.jobs import Job, UsageHour
 from app.models.keys import GroupKeyRecord, RestoreDoor
 from app.models.machines import Disk, HostInventory, Machine
 from app.models.operations import Operation
+from app.models.pools import Placement, Pool, PoolGrant, RightsPlan
 from app.models.profiles import ServiceProfile
 from app.models.sites import Site
 from app.models.tenants import Tenant
@@ -57,11 +58,15 @@ __all__ = [
     "Machine",
     "ManagerAssignment",
     "Operation",
+    "Placement",
+    "Pool",
+    "PoolGrant",
     "ProviderAct",
     "ProviderEntry",
     "ProviderKey",
     "Resource",
     "RestoreDoor",
+    "RightsPlan",
     "ServiceProfile",
     "Site",
     "StoreCredential",

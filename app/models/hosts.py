@@ -36,6 +36,8 @@ class JoinToken(Resource, Base):
 
     name: Mapped[str] = mapped_column(doc="The host's name.")
     site_id: Mapped[UUID | None] = mapped_column(doc="Where the host will be.")
+    pool_id: Mapped[UUID | None] = mapped_column(doc="Of a provider's host.")
+    placement_id: Mapped[UUID | None] = mapped_column(doc="For a placed tenant's process.")
     fingerprint: Mapped[bytes]
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
@@ -50,6 +52,10 @@ class Host(Resource, Base):
 
     name: Mapped[str]
     site_id: Mapped[UUID | None] = mapped_column(doc="Where it is: the site's manager commands it.")
+    pool_id: Mapped[UUID | None] = mapped_column(doc="Of a provider's host.")
+    placement_id: Mapped[UUID | None] = mapped_column(
+        doc="The tenant's process on a provider's host. Its tenant is shown the pool, not this."
+    )
     state: Mapped[str]
     agent_version: Mapped[str]
     joined_by: Mapped[UUID] = mapped_column(doc="The join token.")

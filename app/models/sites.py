@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from sqlalchemy import UniqueConstraint
-from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Resource
 
@@ -17,3 +19,4 @@ class Site(Resource, Base):
     name: Mapped[str]
     description: Mapped[str]
     territory: Mapped[str]
+    pool_id: Mapped[UUID | None] = mapped_column(doc="The provider's pool that it stands for.")

@@ -11,6 +11,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base
 
+#: The provider's own scope: its sites, pools and hosts are rows like a tenant's, with a manager and
+#: an authority of their own. Nobody logs in there, and it protects nothing.
+PROVIDER_ID = UUID(int=1)
+
 
 class TenantState(StrEnum):
     """`creating` until its first administrator's credential was made."""

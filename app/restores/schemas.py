@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from app.http.schemas import Input, Text
 
@@ -29,5 +29,14 @@ class RestoreInput(Input):
         default="latest",
         description="The moment: `latest`, `time:…`, `checkpoint:…`, `tag:…`, `seq:…`.",
     )
-    host_id: str = Field(description="The host on which the disks are wanted.")
+    host_id: str | None = Field(default=None, description="The host on which they are wanted.")
+    pool_id: str | None = Field(
+        default=None, description="Instead of a host: some host of this pool of the provider's."
+    )
     directory: _Directory = Field(description="A folder of that host; it gets DISK.raw files.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.host_id is None) == (self.pool_id is None):
+            raise ValueError("name either host_id or pool_id")
+        return self

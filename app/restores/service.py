@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import secrets
 
+from sqlalchemy import func, select
+
 from app.certificates.service import load_tenant_authority
-from app.datanodes.plan import may_hold
 from app.datanodes.restoring import restore_places
 from app.dsm.commands import CommandKind, request_command
 from app.dsm.commands import Wanted as Command
+from app.dsm.health import Health
 from app.hosts.service import get_host
 from app.http.unit import TenantUnit
 from app.keys.port import KeyRefused, RestoreProcess
 from app.keys.service import wrapped_group_key
-from app.kit.ids import Kind, show
-from app.kit.problems import Problem
-from app.models import Host, Operation, Site, Tenant, Vpg
-from app.models.base import key_of
+from app.kit.ids import BadId, Kind, parse, show
+from app.kit.problems import Problem, not_found
+from app.models import Host, HostStatus, Operation, PoolGrant, Vpg
 from app.models.hosts import HostState
 from app.operations.service import ORDER, open_operation
 from app.operations.service import Wanted as WantedOperation
 from app.restores.plan import NODES_MAX, Moment, make_ticket
 from app.restores.schemas import RestoreInput
-from app.tenants.schemas import Plan
+from app.rights.places import check_host
 from app.vpgs.assigning import hosts_of
 from host_agent.wire.ticket import issue
 
@@ -32,12 +33,11 @@ _TICKET_BYTES = 16
 
 async def restore_vpg(unit: TenantUnit, vpg: Vpg, wanted: RestoreInput) -> Operation:
     """Have a host bring a moment of a group back; never delayed. Problems `not_found`,
-    `illegal_transition`, `jurisdiction`, `nothing_to_restore`, `no_restore_door`, of keys.
+    `illegal_transition`, `pool_empty`, `jurisdiction`, `nothing_to_restore`, `no_restore_door`, of
+    keys.
     """
-    host = await get_host(unit, wanted.host_id)
-    if host.state != HostState.ACTIVE:
-        raise Problem("illegal_transition", f"The host {host.name} was shut out.")
-    await _check_territory(unit, host)
+    host = await _destination(unit, wanted)
+    await check_host(unit.session, host)
     streams = sorted(show(Kind.HOST, one) for one in await hosts_of(unit.session, vpg.id))
     if not streams:
         raise Problem("nothing_to_restore", f"No machine is in {vpg.name}.")
@@ -83,16 +83,45 @@ async def _ticket(unit: TenantUnit, vpg: Vpg, moment: Moment, host: str) -> tupl
     return issue(made, authority.key), list(places.doors)
 
 
-async def _check_territory(unit: TenantUnit, host: Host) -> None:
-    """A host at a site has that site's law; Problem `jurisdiction`."""
-    tenant = await unit.session.orm.get_one(Tenant, unit.session.tenant_id)
-    permitted = Plan(**tenant.plan).territories
-    if permitted is None or host.site_id is None:
-        return
-    site = await unit.session.orm.get_one(Site, key_of(unit.session.tenant_id, host.site_id))
-    if not may_hold(permitted, site.territory):
-        raise Problem(
-            "jurisdiction",
-            f"The tenant's data may not come to {site.territory}, where {host.name} is.",
-            hint="Choose a host at another site.",
+async def _destination(unit: TenantUnit, wanted: RestoreInput) -> Host:
+    if wanted.pool_id is not None:
+        return await _host_in_pool(unit, wanted.pool_id)
+    assert wanted.host_id is not None
+    host = await get_host(unit, wanted.host_id)
+    if host.state != HostState.ACTIVE:
+        raise Problem("illegal_transition", f"The host {host.name} was shut out.")
+    return host
+
+
+async def _host_in_pool(unit: TenantUnit, pool_id: str) -> Host:
+    """One on which the tenant is placed, of those that are heard of if there are any."""
+    try:
+        key = parse(Kind.POOL, pool_id)
+    except BadId:
+        raise not_found() from None
+    grants = await unit.session.orm.scalars(
+        select(PoolGrant).where(
+            PoolGrant.tenant_id == unit.session.tenant_id, PoolGrant.pool_id == key
         )
+    )
+    if grants.first() is None:
+        raise not_found()
+    status = (HostStatus.tenant_id == Host.tenant_id) & (HostStatus.host_id == Host.id)
+    found = await unit.session.orm.scalars(
+        select(Host)
+        .outerjoin(HostStatus, status)
+        .where(
+            Host.tenant_id == unit.session.tenant_id,
+            Host.pool_id == key,
+            Host.placement_id.is_not(None),
+            Host.state == HostState.ACTIVE,
+        )
+        .order_by((func.coalesce(HostStatus.health, Health.DOWN) != Health.UP), Host.id)
+        .limit(1)
+    )
+    host = found.first()
+    if host is None:
+        raise Problem(
+            "pool_empty", hint="Ask the provider to place the tenant on a host of the pool."
+        )
+    return host

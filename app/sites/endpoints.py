@@ -23,16 +23,6 @@ Unit = Annotated[TenantUnit, Depends(tenant_unit)]
 _READ, _WRITE = [requires(Privilege.SITES_READ)], [requires(Privilege.SITES_WRITE)]
 
 
-def _show(site: Site) -> SiteOutput:
-    return SiteOutput(
-        id=show(Kind.SITE, site.id),
-        name=site.name,
-        territory=site.territory,
-        description=site.description,
-        created_at=site.created_at,
-    )
-
-
 @router.get("/sites", dependencies=_READ, summary="List sites")
 async def list_sites(
     unit: Unit,
@@ -44,7 +34,7 @@ async def list_sites(
     """The tenant's sites, filtered and sorted, a page at a time."""
     filters = [] if territory is None else [Site.territory == territory]
     rows, following = await list_page(unit, Site, Listing(limit, cursor, sort), filters)
-    return Page(items=[_show(row) for row in rows], next_cursor=following)
+    return Page(items=[service.show_site(row) for row in rows], next_cursor=following)
 
 
 @router.post(
@@ -55,7 +45,7 @@ async def create_site(unit: Unit, wanted: SiteInput, response: Response) -> Site
     site = await service.create_site(unit, wanted)
     response.headers["location"] = f"/v1/sites/{show(Kind.SITE, site.id)}"
     put_etag(response, site.version)
-    return _show(site)
+    return service.show_site(site)
 
 
 @router.get("/sites/{site_id}", dependencies=_READ, summary="Get a site")
@@ -63,7 +53,7 @@ async def get_site(unit: Unit, site_id: str, response: Response) -> SiteOutput:
     """One site, with its ETag."""
     site = await service.get_site(unit, site_id)
     put_etag(response, site.version)
-    return _show(site)
+    return service.show_site(site)
 
 
 @router.put("/sites/{site_id}", dependencies=_WRITE, summary="Replace a site's settings")
@@ -75,7 +65,7 @@ async def replace_site(
     check_etag(request, site.version)
     site = await service.replace_site(unit, site, wanted)
     put_etag(response, site.version)
-    return _show(site)
+    return service.show_site(site)
 
 
 @router.delete(

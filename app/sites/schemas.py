@@ -35,4 +35,5 @@ class SiteOutput(Output):
     name: str
     territory: str
     description: str
+    pool_id: str | None = Field(description="The provider's pool that it stands for.")
     created_at: datetime

@@ -11,7 +11,8 @@ from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.models import Site
 from app.models.base import key_of
-from app.sites.schemas import SiteInput
+from app.rights.violations import review
+from app.sites.schemas import SiteInput, SiteOutput
 
 
 async def get_site(unit: TenantUnit, site_id: str) -> Site:
@@ -41,8 +42,21 @@ async def create_site(unit: TenantUnit, wanted: SiteInput) -> Site:
     return site
 
 
+def show_site(site: Site) -> SiteOutput:
+    """As the API shows it."""
+    return SiteOutput(
+        id=show(Kind.SITE, site.id),
+        name=site.name,
+        territory=site.territory,
+        description=site.description,
+        pool_id=show(Kind.POOL, site.pool_id) if site.pool_id else None,
+        created_at=site.created_at,
+    )
+
+
 async def replace_site(unit: TenantUnit, site: Site, wanted: SiteInput) -> Site:
-    """Give a site these settings; Problem `name_taken`."""
+    """Give a site these settings; Problems `name_taken`, `illegal_transition`."""
+    _check_own(site)
     before = {"name": site.name, "territory": site.territory, "description": site.description}
     after = wanted.model_dump()
     if before != after:
@@ -54,17 +68,29 @@ async def replace_site(unit: TenantUnit, site: Site, wanted: SiteInput) -> Site:
             name: [before[name], after[name]] for name in after if before[name] != after[name]
         }
         unit.note("sites.changed", show(Kind.SITE, site.id), changes=changes)
+        if "territory" in changes:
+            unit.happenings += await review(unit.session, unit.now)
     return site
 
 
 async def delete_site(unit: TenantUnit, site: Site) -> None:
-    """Remove a site; Problem `in_use`."""
+    """Remove a site; Problems `in_use`, `illegal_transition`."""
+    _check_own(site)
     await unit.session.orm.delete(site)
     try:
         await unit.session.orm.flush()
     except IntegrityError:
         raise Problem("in_use", f"Hosts or groups are at {site.name}.") from None
     unit.note("sites.deleted", show(Kind.SITE, site.id), name=site.name)
+
+
+def _check_own(site: Site) -> None:
+    if site.pool_id is not None:
+        raise Problem(
+            "illegal_transition",
+            f"{site.name} is a pool of the provider's.",
+            hint="The provider changes it.",
+        )
 
 
 async def _flush(unit: TenantUnit, name: str) -> None:

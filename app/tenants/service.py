@@ -15,10 +15,10 @@ from app.identity.privileges import Role
 from app.identity.schemas import ApiKeyInput
 from app.identity.service import make_api_key
 from app.identity.tokens import Token, make_token
-from app.kit.ids import Kind, new_uuid, show
-from app.kit.problems import Problem
+from app.kit.ids import BadId, Kind, new_uuid, parse, show
+from app.kit.problems import Problem, not_found
 from app.models import Tenant, TenantLedger
-from app.models.tenants import TenantState
+from app.models.tenants import PROVIDER_ID, TenantState
 from app.tenants.schemas import TenantInput
 
 FIRST_KEY = "first administrator"
@@ -74,5 +74,20 @@ async def open_tenant(tools: Tools, tenant: Tenant, by: Circumstances) -> Token:
 
 async def list_tenants(session: ProviderSession, limit: int) -> list[Tenant]:
     """Tenants by age."""
-    found = await session.orm.scalars(select(Tenant).order_by(Tenant.id).limit(limit))
+    found = await session.orm.scalars(
+        select(Tenant).where(Tenant.id != PROVIDER_ID).order_by(Tenant.id).limit(limit)
+    )
     return list(found)
+
+
+async def get_tenant(session: ProviderSession, text: str) -> Tenant:
+    """A tenant that works; Problems `not_found`, `illegal_transition`."""
+    try:
+        tenant = await session.orm.get(Tenant, parse(Kind.TENANT, text))
+    except BadId:
+        raise not_found() from None
+    if tenant is None or tenant.id == PROVIDER_ID:
+        raise not_found()
+    if tenant.state != TenantState.ACTIVE:
+        raise Problem("illegal_transition", f"The tenant is {tenant.state}.")
+    return tenant

@@ -13,8 +13,9 @@ from app.database.sessions import TenantSession
 from app.http.unit import TenantUnit
 from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import Problem
-from app.machines.service import disks_of
+from app.machines.service import disks_of, pools_of, show_place
 from app.models import Disk, Machine, Tenant, Vpg, VpgDisk
+from app.pools.quotas import check_pools
 from app.tenants.schemas import Plan
 from app.vpgs.assignment import disk_name
 from app.vpgs.quotas import Usage, check_usage
@@ -58,6 +59,7 @@ async def check_plan(unit: TenantUnit, plan: Plan) -> None:
     )
     row = found.one()
     check_usage(plan, Usage(row[0], row[1], row[2], int(row[3])))
+    await check_pools(unit.session)
 
 
 async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[Member]:
@@ -157,7 +159,7 @@ async def remove_members(
 
 
 async def show_members(session: TenantSession, vpg_id: UUID) -> list[MemberOutput]:
-    """The group's machines with their disks, by name; one query."""
+    """The group's machines with their disks, by name; two queries."""
     found = await session.orm.execute(
         select(VpgDisk, Disk.bytes, Machine)
         .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
@@ -176,11 +178,12 @@ async def show_members(session: TenantSession, vpg_id: UUID) -> list[MemberOutpu
         disks[machine.id].append(
             MemberDiskOutput(disk_id=shown, name=row.name, bytes=size, added_at=row.added_at)
         )
+    pools = await pools_of(session, {machine.host_id for machine in machines.values()})
     return [
         MemberOutput(
             machine_id=show(Kind.MACHINE, machine.id),
             name=machine.name,
-            host_id=show(Kind.HOST, machine.host_id),
+            **show_place(machine.host_id, pools),
             is_present=machine.is_present,
             disks=disks[machine.id],
         )

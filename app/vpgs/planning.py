@@ -17,7 +17,6 @@ from app.kit.transitions import IllegalTransition
 from app.models import Disk, Machine, Operation, Vpg, VpgDisk, VpgPlan
 from app.operations.service import Wanted as WantedOperation
 from app.operations.service import find_unfinished, open_operation, succeed
-from app.sites.service import get_site
 from app.users.service import step_up
 from app.vpgs.assigning import hosts_of
 from app.vpgs.members import plan_of
@@ -41,6 +40,7 @@ from app.vpgs.quotas import check_rpo
 from app.vpgs.service import (
     change_vpg,
     check_changeable,
+    choose_site,
     delete_vpg,
     get_status,
     remove_machines,
@@ -81,7 +81,7 @@ async def make_plan(unit: TenantUnit, vpg: Vpg, wanted: PlanInput) -> VpgPlan:
 
 async def _change_of(unit: TenantUnit, wanted: PlanInput) -> Change:
     if wanted.recovery_site_id is not None:
-        await get_site(unit, wanted.recovery_site_id)
+        await choose_site(unit, wanted.recovery_site_id)
     settings = None if wanted.settings is None else wanted.settings.model_dump(mode="json")
     removed = tuple(dict.fromkeys(wanted.remove_machines))
     return Change(settings, wanted.recovery_site_id, removed, wanted.delete)

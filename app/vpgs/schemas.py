@@ -154,7 +154,8 @@ class MemberOutput(Output):
 
     machine_id: str
     name: str
-    host_id: str
+    host_id: str | None = Field(description="Null on a host of the provider's.")
+    pool_id: str | None = Field(description="The provider's pool in which it runs.")
     is_present: bool
     disks: list[MemberDiskOutput]
 
@@ -170,6 +171,7 @@ class MemberList(Output):
                         "machine_id": "mach_01kb0000000000000000000000",
                         "name": "web",
                         "host_id": "host_01kb0000000000000000000000",
+                        "pool_id": None,
                         "is_present": True,
                         "disks": [
                             {

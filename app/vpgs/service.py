@@ -21,10 +21,13 @@ from app.keys.service import new_group_key
 from app.kit.ids import Kind, new_uuid, show
 from app.kit.problems import Problem, not_found
 from app.kit.transitions import IllegalTransition
-from app.models import Disk, Operation, Vpg, VpgDisk, VpgStatus
+from app.models import Disk, Operation, Site, Vpg, VpgDisk, VpgStatus
 from app.operations.service import Wanted as WantedOperation
 from app.operations.service import open_operation
 from app.profiles.service import get_profile
+from app.rights.places import check_store, permitted_of
+from app.rights.territory import check_may_hold
+from app.rights.violations import review
 from app.sites.service import get_site
 from app.tenants.schemas import Plan
 from app.vpgs.assigning import hosts_of, raise_assignments
@@ -54,6 +57,7 @@ from app.vpgs.state import (
 
 FORCE_SYNC = "vpg.force_sync"
 #: What a host has to be told of when it changes.
+_SITES = ("protected_site_id", "recovery_site_id")
 _TOLD = ("rpo_seconds", "replication_mbit_per_s", "sync_mbit_per_s", "ring_mib")
 
 
@@ -83,7 +87,7 @@ async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:
 
 async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
     """Make a group with its members; Problems `name_taken`, `quota_exceeded`, `disk_protected`,
-    `settings_refused`, `invalid_fields`.
+    `settings_refused`, `invalid_fields`, `jurisdiction`.
     """
     plan = await plan_of(unit)
     values = await resolve(unit, wanted)
@@ -98,6 +102,7 @@ async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
         **values,
     )
     _check_settings(plan, vpg)
+    await check_store(unit.session)
     unit.session.orm.add(vpg)
     await _flush(unit, wanted.name)
     unit.session.orm.add(_new_status(vpg))
@@ -123,7 +128,7 @@ async def resolve(unit: TenantUnit, wanted: VpgBody) -> dict[str, Any]:
     """The columns of a group's settings; Problem `not_found` for what they name in vain."""
     profile = wanted.profile_id and await get_profile(unit, wanted.profile_id)
     sites = {
-        field: (await get_site(unit, text)).id if text is not None else None
+        field: (await choose_site(unit, text)).id if text is not None else None
         for field, text in (
             ("protected_site_id", wanted.protected_site_id),
             ("recovery_site_id", wanted.recovery_site_id),
@@ -146,6 +151,13 @@ async def resolve(unit: TenantUnit, wanted: VpgBody) -> dict[str, Any]:
         "store": wanted.store,
         **sites,
     }
+
+
+async def choose_site(unit: TenantUnit, site_id: str) -> Site:
+    """A site for a group; Problems `not_found`, `jurisdiction`."""
+    site = await get_site(unit, site_id)
+    check_may_hold(await permitted_of(unit.session), site.territory, site.name)
+    return site
 
 
 def _check_settings(plan: Plan, vpg: Vpg) -> None:
@@ -229,6 +241,8 @@ async def change_vpg(unit: TenantUnit, vpg: Vpg, values: dict[str, Any]) -> None
     await _flush(unit, vpg.name)
     if before.get("name", vpg.name) != vpg.name or _is_told(before, values):
         await _tell(unit, await hosts_of(unit.session, vpg.id))
+    if any(before.get(name) != values.get(name) for name in _SITES):
+        unit.happenings += await review(unit.session, unit.now)
     changes = {
         name: [_plain(before[name]), _plain(value)]
         for name, value in values.items()

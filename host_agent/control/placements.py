@@ -81,10 +81,14 @@ class Placements:
         if is_new:
             with usable(path):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            told = {"api": body.api, "token": body.token, "control_doors": body.doors}
+            told = {"api": self._api(), "token": body.token, "control_doors": body.doors}
             write_durably(path / _PLACEMENT, json.dumps(told).encode())
         self._wake()
         return {"tenant": body.tenant, "is_new": is_new}
+
+    def _api(self) -> str:
+        """Where the owner joined: this host is known to reach it."""
+        return enrol.load_identity(self._directory).api
 
     async def _withdraw(self, body: Withdraw) -> Mapping[str, Any]:
         path = folder(self._directory, check_name("tenant", body.tenant))

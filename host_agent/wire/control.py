@@ -159,13 +159,12 @@ class Discover(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Serve one more tenant. Over the connection of the host's owner alone.
 
-    The host joins as that tenant's, by a key of its own, with the join token `token` at `api`;
-    `doors` are control doors.
+    The host joins as that tenant's, by a key of its own, with the join token `token`, by the API at
+    which its owner joined; `doors` are control doors.
     """
 
     tenant: Name
     token: Annotated[str, Meta(pattern=_PLAIN, min_length=1, max_length=512)]
-    api: Door
     doors: Doors
 
 

@@ -62,7 +62,7 @@ class Shared:
         (self.host.disks / tenant.id).mkdir(parents=True, exist_ok=True)
         token = self.api.token(tenant, PLACED)
         doors = [f"localhost:{self.manager.port}"]
-        answer = self.manager.command(owner, Place(tenant.id, token, self.api.url, doors))
+        answer = self.manager.command(owner, Place(tenant.id, token, doors))
         assert answer.outcome == "done", answer
         return tenant, self.manager.view(tenant, PLACED)
 
@@ -106,6 +106,8 @@ def shared() -> Iterator[Shared]:
         manager.start()
         host = HostSide(folder / "h", folder / "rings", processes, OWNER)
         deployment.write_identity(host.identity, deployment.tenant(1), OWNER, manager.port)
+        facts = json.loads((host.identity / "identity.json").read_text()) | {"api": api.url}
+        (host.identity / "identity.json").write_text(json.dumps(facts))
         host.write_settings(f'[placed]\nfolders = ["{host.disks}/{{tenant}}"]\n')
         host.start_tap()
         yield Shared(deployment, manager, api, host)

@@ -16,9 +16,10 @@ from cryptography import x509
 from httpx2 import Response
 
 from app.datanodes.gateway import NodeGateway, NodeRefused, NodeTools
-from app.datanodes.plan import NodePlace, choose_doors, may_hold
+from app.datanodes.plan import NodePlace, choose_doors
 from app.datanodes.service import doors_of_tenant
 from app.kit.ids import Kind, parse
+from app.rights.territory import may_hold
 from host_agent.wire import control
 from host_agent.wire.names import datanode_san, server_name
 from host_agent.wire.nodecontrol import (

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 
 from app.api import PUBLIC
 from tests.app.joining import join_host
+from tests.app.placing import join_pool, make_pool, place, policy, set_policy
 from tests.app.protecting import (
     machine,
     machine_ids,
@@ -51,6 +52,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v1/sites/{site_id}": None,
     "PUT /v1/sites/{site_id}": {"name": "changed", "territory": "CH"},
     "DELETE /v1/sites/{site_id}": None,
+    "GET /v1/pools": None,
     "GET /v1/users": None,
     "POST /v1/users": {"name": "made", "display_name": "Made", "role": "viewer"},
     "GET /v1/users/{user_id}": None,
@@ -136,6 +138,23 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "POST /v1/provider/data-nodes/{data_node_id}:drain": None,
     "POST /v1/provider/data-nodes/{data_node_id}:undrain": None,
     "POST /v1/provider/data-nodes/{data_node_id}:revoke": None,
+    "GET /v1/provider/sites": None,
+    "POST /v1/provider/sites": {"name": "made", "territory": "CH"},
+    "GET /v1/provider/pools": None,
+    "POST /v1/provider/pools": {"name": "made", "site_id": "site_x"},
+    "POST /v1/provider/join-tokens": {"name": "made", "pool_id": "pool_x"},
+    "GET /v1/provider/hosts": None,
+    "GET /v1/provider/hosts/{host_id}": None,
+    "GET /v1/provider/tenants/{tenant_id}/policy": None,
+    "PUT /v1/provider/tenants/{tenant_id}/policy": {"territories": None, "pools": []},
+    "GET /v1/provider/placements": None,
+    "POST /v1/provider/placements": {"tenant_id": "ten_x", "host_id": "host_x"},
+    "GET /v1/provider/placements/{placement_id}": None,
+    "POST /v1/provider/placements/{placement_id}:plan": None,
+    "POST /v1/provider/placements/{placement_id}:withdraw": {},
+    "POST /v1/provider/tenants/{tenant_id}/policy:plan": {"territories": None, "pools": []},
+    "POST /v1/provider/tenants/{tenant_id}/policy:apply": {"plan_id": "plan_x"},
+    "POST /v1/provider/hosts/{host_id}:revoke": None,
     "POST /v1/data-node-enrolments": {"certificate_request": "x", "agent_version": "1"},
     "GET /v1/provider/journal-stores": None,
     "POST /v1/provider/journal-stores": {
@@ -154,6 +173,7 @@ PROVIDERS = {
     "data_node_id": "node_01hq3v5k8m9n2p4r6s7t8w9x0z",
     "journal_store_id": "store_01hq3v5k8m9n2p4r6s7t8w9x0z",
     "tenant_id": "ten_01hq3v5k8m9n2p4r6s7t8w9x0z",
+    "placement_id": "plc_01hq3v5k8m9n2p4r6s7t8w9x0z",
 }
 #: Routes that need one to come to an end.
 QUERIES = {"GET /v1/events:stream": {"after": 0, "seconds": 1}}
@@ -215,9 +235,20 @@ async def _fill(service: Service, tenant: Caller, name: str) -> dict[str, str]:
 async def make_world(service: Service) -> World:
     """The fixture of the matrix."""
     own, other = await service.make_tenant("own tenant"), await service.make_tenant(CANARY)
-    return World(
-        service, own, other, await _fill(service, own, "own"), await _fill(service, other, CANARY)
-    )
+    ids = await _fill(service, own, "own"), await _fill(service, other, CANARY)
+    await _share(service, own, other)
+    return World(service, own, other, *ids)
+
+
+async def _share(service: Service, *tenants: Caller) -> None:
+    """A host of the provider's on which all of them are placed."""
+    pool_id = await make_pool(service, "shared")
+    host_id = await join_pool(service, pool_id, "shared-1")
+    for tenant in tenants:
+        await set_policy(service, tenant, policy(pool_id))
+        _, process_id = await place(service, tenant, host_id)
+        name = (await tenant.get("/v1/tenant")).json()["name"]
+        await report(service, tenant, process_id, machine(f"{name} there", "vda"))
 
 
 def absent(ids: dict[str, str]) -> dict[str, str]:
@@ -353,7 +384,7 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     }
     allowed |= {"GET /v1/alerts", "GET /v1/alerts/{alert_id}"}
     allowed |= {"GET /v1/operations", "GET /v1/operations/{operation_id}"}
-    allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}"}
+    allowed |= {"GET /v1/hosts", "GET /v1/hosts/{host_id}", "GET /v1/pools"}
     allowed |= {"GET /v1/join-tokens", "GET /v1/join-tokens/{join_token_id}"}
     for method, path in routes_of(service):
         if path.startswith("/v1/provider/") or f"{method} {path}" in MACHINES:

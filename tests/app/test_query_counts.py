@@ -15,6 +15,7 @@ from app.checkpoints.merging import Taken
 from app.checkpoints.state import CheckpointState
 from app.kit.ids import Kind, parse
 from tests.app.joining import join_host
+from tests.app.placing import join_pool, make_pool, place, policy, set_policy
 from tests.app.protecting import (
     machine,
     machine_ids,
@@ -28,7 +29,8 @@ from tests.app.service import Caller, Service
 
 pytestmark = pytest.mark.anyio
 _LISTS = (
-    "/v1/sites", "/v1/hosts", "/v1/join-tokens", "/v1/users", "/v1/api-keys", "/v1/machines",
+    "/v1/sites", "/v1/pools", "/v1/hosts", "/v1/join-tokens", "/v1/users", "/v1/api-keys",
+    "/v1/machines",
     "/v1/machines?is_protected=true", "/v1/service-profiles", "/v1/vpgs",
     "/v1/vpgs?sla=unknown&sync=none&label=app", "/v1/alerts", "/v1/operations", "/v1/events",
     "/v1/vpgs/{vpg}", "/v1/vpgs/{vpg}/machines", "/v1/vpgs/{vpg}/checkpoints",
@@ -66,6 +68,14 @@ async def _add(service: Service, tenant: Caller, vpg_id: str, number: int) -> No
     await record(service, tenant, *taken)
 
 
+async def _grant(service: Service, tenant: Caller, pools: list[str], number: int) -> None:
+    """One more pool of the provider's, with a host on which the tenant has machines."""
+    pools.append(await make_pool(service, f"pool {number}"))
+    await set_policy(service, tenant, policy(*pools))
+    _, process_id = await place(service, tenant, await join_pool(service, pools[-1], f"{number}"))
+    await report(service, tenant, process_id, machine(f"placed {number}", "vda"))
+
+
 async def _count(tenant: Caller, vpg_id: str) -> dict[str, int]:
     counts = {}
     for path in _LISTS:
@@ -82,12 +92,15 @@ async def test_reading_takes_as_many_queries_for_many_objects_as_for_one(service
     await report(service, tenant, host_id, *(machine(f"m{place}", "vda") for place in range(9)))
     ids = list((await machine_ids(tenant)).values())
     vpg_id = (await make_vpg(tenant, "shop", ids[0]))["id"]
+    pools: list[str] = []
     await _add(service, tenant, vpg_id, 1)
+    await _grant(service, tenant, pools, 1)
     few = await _count(tenant, vpg_id)
     for number in (2, 3, 4, 5):
         await _add(service, tenant, vpg_id, number)
-    for place in (1, 2, 3):
-        await tenant.post(f"/v1/vpgs/{vpg_id}/machines", {"machine_id": ids[place]})
+        await _grant(service, tenant, pools, number)
+    for number in (1, 2, 3):
+        await tenant.post(f"/v1/vpgs/{vpg_id}/machines", {"machine_id": ids[number]})
     assert await _count(tenant, vpg_id) == few
     assert max(few.values()) <= 8
 

@@ -39,8 +39,12 @@ async def make_door(service: Service, tenant: Caller) -> ec.EllipticCurvePrivate
     """A data node with a restore process of the tenant, whose key this is."""
     assert (await service.provider.post("/v1/provider/journal-stores", FOLDER)).is_success
     node_id, _ = await joined_node(service)
+    return await make_door_at(service, await id_of(tenant), node_id)
+
+
+async def make_door_at(service: Service, shown: str, node_id: str) -> ec.EllipticCurvePrivateKey:
+    """The same at this data node, for the tenant of this identifier."""
     key = make_key()
-    shown = await id_of(tenant)
     async with connected(service, node_id) as node:
         await node.read_until_told(shown)
         node.say(CertificateRequest(1, request_of(key), shown, "restore"))

@@ -10,6 +10,7 @@ import pytest
 
 from app.kit.ids import new_uuid
 from app.kit.transitions import IllegalTransition, Transitions
+from app.rights.state import PLACEMENT, PlacementEvent, PlacementState
 from app.vpgs.assignment import DiskRow, GroupRow, HostRow, disk_name, make_assignment
 from app.vpgs.settings import Settings
 from app.vpgs.state import (
@@ -39,6 +40,7 @@ _TABLES: list[tuple[Transitions[Any, Any], type[StrEnum], type[StrEnum]]] = [
     (SYNC, Sync, SyncEvent),
     (RECOVERY, Recovery, RecoveryEvent),
     (LINK, Link, LinkEvent),
+    (PLACEMENT, PlacementState, PlacementEvent),
 ]
 _PAIRS = [
     (table, state, event)
@@ -68,7 +70,7 @@ def test_every_state_is_reached_and_only_the_end_is_final() -> None:
         reached = set(table.table.values())
         assert set(states) - reached <= {Lifecycle.DRAFT, Sync.NONE, Recovery.NONE}
         final = [state for state in states if not table.events_of(state)]
-        assert final in ([], [Lifecycle.REMOVED])
+        assert final in ([], [Lifecycle.REMOVED], [PlacementState.WITHDRAWN])
 
 
 def _facts(rpo: float, history: float, age: float) -> Facts:

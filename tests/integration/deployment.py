@@ -58,6 +58,8 @@ class Deployment:
         """A call of the API; Refused."""
         context = ssl.create_default_context(cafile=str(self.state / "root.crt"))
         headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+        if method == "PUT":
+            headers["if-match"] = "*"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.api + path, data, headers, method=method)
         try:
@@ -65,6 +67,11 @@ class Deployment:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise Refused(error.code, json.loads(error.read())) from None
+
+    @property
+    def provider(self) -> str:
+        """The token of the provider's staff."""
+        return (self.state / "provider.key").read_text().strip()
 
     def pid_of(self, words: bytes, *, is_newest: bool = False) -> int:
         """The oldest or newest process of the service with these words in its command line."""
@@ -79,9 +86,8 @@ class Deployment:
 
     def make_tenant(self, name: str) -> Tenant:
         """A tenant with its first administrator and a site."""
-        provider = (self.state / "provider.key").read_text().strip()
-        made = self.ask("POST", "/v1/provider/tenants", provider, {"name": name})
-        tenant = Tenant(self, name, made["token"])
+        made = self.ask("POST", "/v1/provider/tenants", self.provider, {"name": name})
+        tenant = Tenant(self, name, made["token"], made["id"])
         tenant.site_id = tenant.post("/v1/sites", {"name": "here", "territory": "CH"})["id"]
         return tenant
 
@@ -93,6 +99,7 @@ class Tenant:
     deployment: Deployment
     name: str
     token: str
+    id: str
     site_id: str = ""
 
     def get(self, path: str) -> Any:
@@ -105,7 +112,7 @@ class Tenant:
         """A host with one disk, enrolled and running."""
         folder = self.deployment.folder / f"{self.name}-{name}"
         folder.mkdir()
-        host = Host(self, name, folder)
+        host = Host(self.deployment, name, folder, tenant=self)
         host.disk.parent.mkdir()
         with host.disk.open("wb") as disk:
             disk.truncate(disk_bytes)
@@ -131,18 +138,51 @@ class Tenant:
 
 
 @dataclass
-class Host:
-    """A hypervisor machine of a tenant, with one machine that has one disk."""
+class Hypervisor:
+    """A machine with a tap and an agent, whoever owns it."""
 
-    tenant: Tenant
+    deployment: Deployment
     name: str
     folder: Path
     id: str = ""
-    vpg: str = ""
-    disk_id: str = ""
     agent: Process | None = None
     rings: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir="/dev/shm")))
     tap: Process | None = None
+
+    def enrol(self, join_token: str, reach: str) -> None:
+        """Join with a token; `reach`: what host.toml says besides where the tap is."""
+        token = self.folder / "join.token"
+        token.touch(0o600)
+        token.write_text(join_token)
+        words: list[str | Path] = [tool("holdfast-agent"), "enrol", "--json"]
+        words += ["--api", self.deployment.api]
+        words += ["--token-file", token, "--directory", self.folder / "identity"]
+        self.id = json_output(words)["host_id"]
+        (self.folder / "identity/host.toml").write_text(
+            f'[tap]\nrun_dir = "{self.folder}/run"\nstate_dir = "{self.folder}/tap"\n{reach}'
+        )
+
+    def start(self) -> None:
+        """Start the tap, then the agent."""
+        (self.folder / "run").mkdir(exist_ok=True)
+        words: list[str | Path] = [tool("holdfast-tap"), "--run-dir", self.folder / "run"]
+        words += ["--state-dir", self.folder / "tap", "--ring-dir", self.rings]
+        self.tap = self.deployment.processes.start(f"tap-{self.name}", words)
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        words: list[str | Path] = [tool("holdfast-agent"), "run"]
+        words += ["--identity", self.folder / "identity"]
+        self.agent = self.deployment.processes.start(f"agent-{self.name}", words)
+
+
+@dataclass
+class Host(Hypervisor):
+    """A hypervisor machine of a tenant, with one machine that has one disk."""
+
+    tenant: Tenant = field(kw_only=True)
+    vpg: str = ""
+    disk_id: str = ""
 
     @property
     def disk(self) -> Path:
@@ -156,36 +196,8 @@ class Host:
     def join(self) -> None:
         """Enrol with a join token."""
         wanted = {"name": self.name, "site_id": self.tenant.site_id}
-        token = self.folder / "join.token"
-        token.touch(0o600)
-        token.write_text(self.tenant.post("/v1/join-tokens", wanted)["token"])
-        words: list[str | Path] = [
-            tool("holdfast-agent"),
-            "enrol",
-            "--api",
-            self.tenant.deployment.api,
-            "--json",
-        ]
-        words += ["--token-file", token, "--directory", self.folder / "identity"]
-        self.id = json_output(words)["host_id"]
-        (self.folder / "identity/host.toml").write_text(
-            f'[tap]\nrun_dir = "{self.folder}/run"\nstate_dir = "{self.folder}/tap"\n'
-            f'[inventory]\nfolders = ["{self.disk.parent}"]\nrecovery = ["{self.folder}"]\n'
-        )
-
-    def start(self) -> None:
-        """Start the tap, then the agent."""
-        processes = self.tenant.deployment.processes
-        (self.folder / "run").mkdir(exist_ok=True)
-        words: list[str | Path] = [tool("holdfast-tap"), "--run-dir", self.folder / "run"]
-        words += ["--state-dir", self.folder / "tap", "--ring-dir", self.rings]
-        self.tap = processes.start(f"tap-{self.name}", words)
-        self.start_agent()
-
-    def start_agent(self) -> None:
-        words: list[str | Path] = [tool("holdfast-agent"), "run"]
-        words += ["--identity", self.folder / "identity"]
-        self.agent = self.tenant.deployment.processes.start(f"agent-{self.name}", words)
+        reach = f'[inventory]\nfolders = ["{self.disk.parent}"]\nrecovery = ["{self.folder}"]\n'
+        self.enrol(self.tenant.post("/v1/join-tokens", wanted)["token"], reach)
 
     def protect(self, group: str) -> None:
         """Make a group of its machine, and wait until it is in sync."""

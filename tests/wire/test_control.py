@@ -110,7 +110,7 @@ BODIES: list[Body] = [
     Limit(VPG, 10.5, None),
     Restore("op_1", "ticket", ["door:443"], "/srv/back"),
     Discover(),
-    Place("ten_b", "hfj_token", "https://api:443", ["control:443"]),
+    Place("ten_b", "hfj_token", ["control:443"]),
     Withdraw("ten_b"),
 ]
 

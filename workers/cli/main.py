@@ -56,6 +56,7 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.happening import GROUPS as PROTECTION
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
+    from workers.cli.provider import GROUPS as PROVIDER
     from workers.cli.services import api_command, setup_command, worker_command
     from workers.cli.up import UpCommandOptions, up_command
 
@@ -67,7 +68,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    for name, commands in (GROUPS | DATA_NODES | PROTECTION).items():
+    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER).items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)
     app.command("audit")(audit_command)

@@ -179,7 +179,12 @@ class RestoreOptions(OutputOptions):
     """Options of `vpg restore`."""
 
     vpg: VpgName
-    host: Annotated[str, typer.Option(help="The host that gets the disks: name or identifier.")]
+    host: Annotated[
+        str | None, typer.Option(help="The host that gets the disks: name or identifier.")
+    ] = None
+    pool: Annotated[
+        str | None, typer.Option(help="Instead of a host: a pool of the provider's.")
+    ] = None
     directory: Annotated[
         str, typer.Option(help="A new folder there, in one that its host.toml allows.")
     ]
@@ -196,8 +201,10 @@ def restore_vpg(options: RestoreOptions) -> None:
     from app.restores.schemas import RestoreInput
 
     with connect_protection(options.profile) as client:
-        host_id = host_id_of(client, options.host)
-        wanted = RestoreInput(at=options.at, host_id=host_id, directory=options.directory)
+        host_id = None if options.host is None else host_id_of(client, options.host)
+        wanted = RestoreInput.model_construct(
+            at=options.at, host_id=host_id, pool_id=options.pool, directory=options.directory
+        )
         operation = client.restore_vpg(vpg_id_of(client, options.vpg), wanted)
         show_operation(client, operation, wait=options.wait, as_json=options.json)
 
