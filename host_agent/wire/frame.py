@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from host_agent.wire import limits
 from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import ChecksumMismatch, LimitExceeded, WireError
+from host_agent.wire.planes import from_planes, to_planes
 from host_agent.wire.record import RECORD, SEQ_LIMIT, Records, State, check_records
 
 MAGIC = b"HFFR"
@@ -200,61 +200,59 @@ def encode_index(records: Records) -> bytes:
     for name in _DELTA_COLUMNS:
         column = records[name].astype(np.uint64)
         column[1:] -= records[name][:-1]
-        parts.append(_to_planes(column, 8))
-    parts += [
-        _to_planes(np.ascontiguousarray(records[n]), RECORD[n].itemsize) for n in _PLAIN_COLUMNS
-    ]
+        parts.append(to_planes(column))
+    parts += [to_planes(np.ascontiguousarray(records[n])) for n in _PLAIN_COLUMNS]
     return b"".join(parts)
 
 
 def decode_index(plain: bytes | memoryview, count: int, first_seq: int) -> Records:
     """Records from an index part; WireError if it is not the canonical form of valid records."""
-    if not 1 <= count <= limits.FRAME_RECORDS_MAX or len(plain) != count * INDEX_ROW_BYTES:
-        raise WireError("The index part has another length than its records.")
-    if not 1 <= first_seq < SEQ_LIMIT - count:
-        raise WireError(f"{first_seq} cannot be the first sequence of a frame.")
-    records = np.empty(count, RECORD)
-    records["seq"] = np.arange(first_seq, first_seq + count, dtype=np.uint64)
-    at = 0
-    for name in (*_DELTA_COLUMNS, *_PLAIN_COLUMNS):
-        kind = RECORD[name]
-        planes = np.frombuffer(plain, np.uint8, count * kind.itemsize, at)
-        column = np.ascontiguousarray(planes.reshape(kind.itemsize, count).T).view(kind)[:, 0]
-        records[name] = np.cumsum(column, dtype=np.uint64) if name in _DELTA_COLUMNS else column
-        at += count * kind.itemsize
-    check_records(records, first_seq)
-    return records
+    return decode_indexes([plain], [count], first_seq)
 
 
-def decode_indexes(plains: Sequence[bytes], counts: Sequence[int], first_seq: int) -> Records:
-    """Records of frames that follow one another, from their index parts: many small ones at once.
-
-    WireError as `decode_index`, which tells better what is wrong.
-    """
+def decode_indexes(
+    plains: Sequence[bytes | memoryview], counts: Sequence[int], first_seq: int
+) -> Records:
+    """Records of frames that follow one another, from their index parts: as quick for many small
+    ones as for a large one. WireError, of which one frame alone tells better what is wrong."""
     total = sum(counts)
-    if any(len(p) != n * INDEX_ROW_BYTES for p, n in zip(plains, counts, strict=True)):
-        raise WireError("An index part has another length than its records.")
-    joined = np.frombuffer(b"".join(plains), np.uint8)
+    for plain, count in zip(plains, counts, strict=True):
+        if not 1 <= count <= limits.FRAME_RECORDS_MAX or len(plain) != count * INDEX_ROW_BYTES:
+            raise WireError("The index part has another length than its records.")
+    if not 1 <= first_seq < SEQ_LIMIT - total:
+        raise WireError(f"{first_seq} cannot be the first sequence of a frame.")
     number = np.array(counts, np.int64)
-    starts = np.cumsum(number) - number
-    stride = np.repeat(number, number)
-    first = np.arange(total) + np.repeat(starts * (INDEX_ROW_BYTES - 1), number)
+    planes = _joined_planes(plains, number)
     records = np.empty(total, RECORD)
     records["seq"] = np.arange(first_seq, first_seq + total, dtype=np.uint64)
-    plane = 0
+    row = 0
     for name in (*_DELTA_COLUMNS, *_PLAIN_COLUMNS):
         kind = RECORD[name]
-        width = np.arange(plane, plane + kind.itemsize)
-        column = joined[first[:, None] + width * stride[:, None]].view(kind)[:, 0]
-        if name in _DELTA_COLUMNS:
-            column = np.cumsum(column, dtype=np.uint64)
-            before = np.concatenate([np.zeros(1, np.uint64), column])[starts]
-            column -= np.repeat(before, number)
-        records[name] = column
-        plane += kind.itemsize
+        column = from_planes(planes[row : row + kind.itemsize], kind)
+        records[name] = _summed(column, number) if name in _DELTA_COLUMNS else column
+        row += kind.itemsize
     check_records(records, first_seq)
     return records
 
 
-def _to_planes(column: NDArray[Any], width: int) -> bytes:
-    return column.view(np.uint8).reshape(-1, width).T.tobytes()
+def _joined_planes(
+    plains: Sequence[bytes | memoryview], number: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The frames' byte planes side by side: row p has byte p of all records, in their order."""
+    planes = np.empty((INDEX_ROW_BYTES, int(number.sum())), np.uint8)
+    at = 0
+    for plain, count in zip(plains, number.tolist(), strict=True):
+        own = np.frombuffer(plain, np.uint8).reshape(INDEX_ROW_BYTES, count)
+        planes[:, at : at + count] = own
+        at += count
+    return planes
+
+
+def _summed(steps: NDArray[np.uint64], number: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The values of a column whose differences within each frame are `steps`."""
+    column = np.cumsum(steps, dtype=np.uint64)
+    if len(number) > 1:
+        starts = np.cumsum(number) - number
+        before = np.concatenate([np.zeros(1, np.uint64), column])[starts]
+        column -= np.repeat(before, number)
+    return column

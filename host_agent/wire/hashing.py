@@ -39,7 +39,8 @@ class RecordHash:
         done = 0
         while done < len(records):
             take = min(len(records) - done, HASH_GRID - self.position % HASH_GRID)
-            self._running.update(np.ascontiguousarray(records[done : done + take]).tobytes())
+            whole = np.ascontiguousarray(records[done : done + take])
+            self._running.update(whole.view(np.uint8))
             self.position += take
             done += take
             if self.position % HASH_GRID == 0:

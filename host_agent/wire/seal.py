@@ -68,10 +68,6 @@ def _authenticated(part: int, identity: Identity, header: bytes) -> bytes:
     return b"HFAD1" + bytes([part]) + identity.seal_bytes + header
 
 
-#: Frames of fewer records on average are decoded together: each alone costs as much as so many.
-_TOGETHER_RECORDS = 256
-
-
 class FrameSealer:
     """Seals one connection's frames. Not for several threads at once.
 
@@ -256,7 +252,7 @@ class FrameOpener:
     ) -> list[Records]:
         """The records of frames that follow one another, as `open_index` gives them, and raises."""
         counts = [header.records for header, _, _ in frames]
-        if len(frames) < 2 or sum(counts) > _TOGETHER_RECORDS * len(frames):
+        if len(frames) < 2:
             return [self.open_index(*frame) for frame in frames]
         plains = [self._open(PART_INDEX, *frame, frame[0].index_plain) for frame in frames]
         starts = list(accumulate(counts, initial=0))

@@ -27,8 +27,9 @@ from tests.model.builder import JournalBuilder
 from tests.model.model import BEGIN, DETACH, DISK, END, MARK, WRITE, ZERO, Event, Model
 from tests.model.store import MemoryStore
 from tests.restore.replay import build
-from workers.journal import chain, spool
+from workers.journal import chain, reader, spool
 from workers.journal.catalogue import choose_stream, list_streams
+from workers.journal.chain import read_tail
 from workers.journal.errors import (
     AmbiguousStream,
     JournalDamaged,
@@ -37,8 +38,10 @@ from workers.journal.errors import (
     SegmentLost,
     SpoolFull,
 )
+from workers.journal.journal import Journal
 from workers.journal.points import resolve
 from workers.journal.reader import ReadOptions, open_journal
+from workers.journal.runs import ENTRY_COLUMNS, FRAME_COLUMNS, ROW_COLUMNS
 from workers.journal.spool import ColumnSpool, Runs
 from workers.journal.verify import verify
 from workers.storage.errors import StoreUnavailable
@@ -414,3 +417,43 @@ def test_a_mark_inside_a_sync_is_no_checkpoint() -> None:
     assert MARK in {recorded.event.op for recorded in builder.log}
     with open_journal(builder.store, IDENTITY, builder.tenant_key) as journal:
         assert inside not in {c.id for c in journal.timeline.checkpoints()}
+
+
+def _state(journal: Journal) -> tuple[Any, ...]:
+    """All that a journal took, and where it ends."""
+    columns = [journal.column(name).tobytes() for name in (*ROW_COLUMNS, *ENTRY_COLUMNS)]
+    columns += [journal.frame_column(name).tobytes() for name in FRAME_COLUMNS]
+    damage = journal.damage and journal.damage.as_dict()
+    return journal.newest, journal.segments, journal.link, journal.timeline.rows, columns, damage
+
+
+@pytest.mark.invariant("I10")
+@pytest.mark.parametrize("wrong", ["none", "changed", "lost", "key"])
+def test_segments_opened_together_are_what_each_is_alone(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the damage lies among them: all before it is taken, and it has the same name."""
+    builder, store = build(33)
+    names = sorted(name for name in store.objects if "/chain/" in name)
+    if wrong == "key":
+        names = sorted(name for name in store.objects if "/keys/" in name)
+    for name in names if wrong != "none" else names[:1]:
+        good = store.objects[name]
+        if wrong == "changed":
+            tail = read_tail(store, builder.identity, int(name.rpartition("/")[2], 16))[
+                0
+            ].tail_length
+            middle = len(good) - tail // 2 - 160
+            store.objects[name] = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+        elif wrong != "none":
+            del store.objects[name]
+        found = []
+        for together in (1, 3, 64):
+            monkeypatch.setattr(reader, "_TOGETHER_SEGMENTS", together)
+            try:
+                with open_journal(store, builder.identity, builder.tenant_key) as journal:
+                    found.append(_state(journal))
+            except HoldfastError as error:
+                found.append((type(error), error.message))
+        assert found[0] == found[1] == found[2]
+        store.objects[name] = good

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from host_agent.wire.errors import (
     BadKeyFile,
@@ -51,8 +51,6 @@ DAMAGE = (
     ObjectTooLarge,
 )
 
-T = TypeVar("T")
-
 
 def readers(store: ObjectStore, most: int) -> int:
     """Threads that read ahead: a folder answers at once, and more would only hold each other up."""
@@ -61,12 +59,11 @@ def readers(store: ObjectStore, most: int) -> int:
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """A segment's tail, and what the caller made of it."""
+class Loaded:
+    """A segment without its payloads."""
 
     info: SegmentInfo
     frames: list[FrameRef]
-    made: T
 
 
 def read_tail(
@@ -95,32 +92,29 @@ def damaged(identity: Identity, place: int, error: HoldfastError) -> JournalDama
     )
 
 
-class ChainWalk(Generic[T]):
+class ChainWalk:
     """The segments of a stream, oldest first, as far as the chain is whole.
 
-    `make` runs in the reading threads on each segment's info and frames. The walk ends at the
-    chain's end, after the place `stop`, or at the first damage, which `damage` then holds; a store
-    that is away raises.
+    The walk ends at the chain's end, after the place `stop`, or at the first damage, which `damage`
+    then holds; a store that is away raises.
     """
 
     def __init__(
         self,
         store: ObjectStore,
         identity: Identity,
-        make: Callable[[SegmentInfo, list[FrameRef]], T],
         start: SegmentInfo | None = None,
         stop: int | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
-        self._make = make
         self.newest = start
         self._stop = stop or 1 << 63
         self.damage: JournalDamaged | None = None
 
-    def __iter__(self) -> Iterator[Loaded[T]]:
+    def __iter__(self) -> Iterator[Loaded]:
         first = self.newest.place + 1 if self.newest else 1
-        ahead: deque[Future[Loaded[T]]] = deque()
+        ahead: deque[Future[Loaded]] = deque()
         count = readers(self._store, READ_AHEAD)
         with ThreadPoolExecutor(count, "holdfast-chain") as pool:
             try:
@@ -141,7 +135,7 @@ class ChainWalk(Generic[T]):
                 for future in ahead:
                     future.cancel()
 
-    def _next(self, place: int, future: Future[Loaded[T]]) -> Loaded[T] | None:
+    def _next(self, place: int, future: Future[Loaded]) -> Loaded | None:
         """The segment at `place`, or None where the walk ends."""
         try:
             loaded = self._wait(place, future)
@@ -156,12 +150,9 @@ class ChainWalk(Generic[T]):
         self.newest = loaded.info
         return loaded
 
-    def _wait(self, place: int, future: Future[Loaded[T]]) -> Loaded[T] | None:
-        try:
+    def _wait(self, place: int, future: Future[Loaded]) -> Loaded | None:
+        with suppress(ObjectMissing):
             return future.result()
-        except ObjectMissing as error:
-            if error.name != chain_name(self._identity, place):
-                raise
         prefix = chain_prefix(self._identity)
         later = next(
             iter(self._store.list(prefix, chain_name(self._identity, place), limit=1)), None
@@ -178,8 +169,8 @@ class ChainWalk(Generic[T]):
                 f" and {later.name} is there.",
             ) from None
 
-    def _load(self, place: int) -> Loaded[T]:
+    def _load(self, place: int) -> Loaded:
         info, frames = read_tail(self._store, self._identity, place)
         if info.place != place or info.identity_hash != self._identity.hash:
             raise WireError("it belongs to another place or to another stream.")
-        return Loaded(info, frames, self._make(info, frames))
+        return Loaded(info, frames)

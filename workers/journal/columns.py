@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host_agent.wire.errors import WireError
+from host_agent.wire.planes import from_planes, to_planes
 
 Columns = dict[str, NDArray[Any]]
 
@@ -49,8 +50,7 @@ def pack_columns(columns: Mapping[str, NDArray[Any]], kinds: Kinds) -> dict[str,
         if differs and len(column):
             # Modulo the type's size, so that every value comes back.
             column = np.concatenate([column[:1], column[1:] - column[:-1]]).astype(kind)
-        planes = column.view(np.uint8).reshape(len(column), column.itemsize)
-        packed[name] = planes.T.tobytes()
+        packed[name] = to_planes(column)
     return packed
 
 
@@ -62,7 +62,7 @@ def unpack_columns(packed: Mapping[str, bytes], kinds: Kinds) -> Columns:
         if len(data) % size:
             raise WireError("A column is cut off.")
         planes = np.frombuffer(data, np.uint8).reshape(size, len(data) // size)
-        column = np.ascontiguousarray(planes.T).reshape(-1).view(kind)
+        column = from_planes(planes, np.dtype(kind))
         columns[name] = np.cumsum(column, dtype=kind) if differs else column
     if len({len(column) for column in columns.values()}) != 1:
         raise WireError("Columns that belong together are not equally long.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from host_agent.wire.names import Identity, chain_name
 from host_agent.wire.record import RECORD
 from host_agent.wire.segment import SegmentInfo
 from workers.journal.blocks import FoundIndex, IndexBlock, Instead, Run, run_of_frame, run_of_row
-from workers.journal.chain import DAMAGE, Loaded, read_tail
+from workers.journal.chain import DAMAGE, read_tail
 from workers.journal.columns import Columns
 from workers.journal.errors import JournalDamaged, LayerDamaged, PayloadDamaged
 from workers.journal.layers import LAYER_PLACES, LayerContent, LayerSet, check_piece
@@ -29,6 +29,7 @@ from workers.journal.opening import (
     OpenedFrame,
     OpenedSegment,
     check_payload,
+    joined_records,
 )
 from workers.journal.runs import (
     ENTRY_COLUMNS,
@@ -400,27 +401,29 @@ class Journal:
         if self.keeper is not None:
             self.keeper.take_index(block)
 
-    def take(self, segment: Loaded[OpenedSegment]) -> None:
-        """Add the next segment of the chain. Raises what DAMAGE names if it contradicts the
-        rest."""
-        if segment.made.key_problem is not None:
-            raise segment.made.key_problem
+    def take(self, segments: Sequence[OpenedSegment]) -> None:
+        """Add the next segments of the chain, to the first that contradicts what was before it or
+        has a problem: raises what DAMAGE names, or that problem."""
         self.record_hash()
         if not self.runs or type(self.runs[-1]) is not SegmentRun:
             spooled = (self._rows.rows, self._frames.rows, self._entries.rows)
             self.runs.append(SegmentRun(self, spooled))
-        taken: list[OpenedFrame] = []
+        taken: list[tuple[int, OpenedFrame]] = []
         try:
-            for frame in segment.made.frames:
-                self._take_frame(frame)
-                taken.append(frame)
+            for segment in segments:
+                if segment.problem is not None:
+                    raise segment.problem
+                for frame in segment.frames:
+                    self._take_frame(frame)
+                    taken.append((segment.info.place, frame))
+                self._check_position(segment.info)
+                self.segments += 1
+                self.newest = segment.info
         finally:
-            self._store_frames(segment.info, taken)
-        self._check_position(segment.info)
-        self.segments += 1
-        self.newest = segment.info
+            self._store_frames(taken)
         if self.keeper is not None:
-            self.keeper.take_segment(segment.info)
+            for segment in segments:
+                self.keeper.take_segment(segment.info)
 
     def _take_frame(self, frame: OpenedFrame) -> None:
         header = frame.ref.header
@@ -437,11 +440,13 @@ class Journal:
         if self.keeper is not None:
             self.keeper.take_frame(frame, self._hash)
 
-    def _store_frames(self, info: SegmentInfo, frames: list[OpenedFrame]) -> None:
-        """Keep the frames that the timeline has taken: they are the journal's newest rows."""
-        if not frames:
+    def _store_frames(self, taken: list[tuple[int, OpenedFrame]]) -> None:
+        """Keep the frames, with their places, that the timeline has taken: they are the journal's
+        newest rows."""
+        if not taken:
             return
-        records = np.concatenate([frame.records for frame in frames])
+        frames = [frame for _, frame in taken]
+        records = joined_records(frames)
         counts = np.array([len(frame.records) for frame in frames], np.uint64)
         first_rows = np.uint64(self.rows - len(records)) + np.cumsum(counts) - counts
         lengths = records["payload_length"].astype(np.uint64)
@@ -458,7 +463,7 @@ class Journal:
         headers = [frame.ref.header_bytes for frame in frames]
         header_lengths = np.array([len(header) for header in headers], np.uint64)
         values = {
-            "place": np.full(len(frames), info.place),
+            "place": np.array([place for place, _ in taken]),
             "first_row": first_rows,
             "records": counts,
             "payload_offset": np.array([frame.ref.payload_offset for frame in frames]),

@@ -4,8 +4,10 @@ payloads."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,8 @@ from host_agent.wire.names import Identity, chain_name, key_name
 from host_agent.wire.record import Records
 from host_agent.wire.seal import FrameOpener
 from host_agent.wire.segment import FrameRef, SegmentInfo
-from workers.journal.errors import KeyObjectLost
+from workers.journal.chain import DAMAGE, Loaded, damaged
+from workers.journal.errors import KeyObjectLost, SegmentLost
 from workers.journal.timeline import wants_body
 from workers.storage.errors import ObjectMissing, ObjectTooLarge
 from workers.storage.port import ObjectStore
@@ -93,46 +96,81 @@ class OpenedFrame:
     bodies: dict[int, bytes]
 
 
+def joined_records(frames: Sequence[OpenedFrame]) -> Records:
+    """The records of frames that follow one another: mostly the array that they were cut from."""
+    parts = [frame.records for frame in frames]
+    whole = parts[0].base
+    if whole is None or sum(map(len, parts)) != len(whole):
+        return np.concatenate(parts)
+    return whole if all(part.base is whole for part in parts) else np.concatenate(parts)
+
+
 @dataclass(frozen=True)
 class OpenedSegment:
-    """A segment's frames, or what kept them from being opened."""
+    """A segment's trailer and its frames, or what kept them from being opened."""
 
+    info: SegmentInfo
     frames: list[OpenedFrame]
-    key_problem: HoldfastError | None = None
+    problem: HoldfastError | None = None
 
 
 class SegmentOpener:
-    """Opens the indexes of a segment, and the bodies that a timeline needs. For several threads."""
+    """Opens the indexes of segments, and the bodies that a timeline needs. For several threads."""
 
     def __init__(self, store: ObjectStore, identity: Identity, keys: KeyRing) -> None:
         self._store = store
         self._identity = identity
         self._keys = keys
 
-    def __call__(self, info: SegmentInfo, frames: list[FrameRef]) -> OpenedSegment:
-        if not frames:
-            return OpenedSegment([])
+    def open(self, segments: Sequence[Loaded]) -> list[OpenedSegment]:
+        """Segments that follow one another, up to the first with a problem. StoreError."""
         try:
-            opener = self._keys.opener(info.generation)
-        except KEY_ERRORS as error:
-            return OpenedSegment([], error)
-        opened = opener.open_indexes([(f.header, f.header_bytes, f.index) for f in frames])
-        return OpenedSegment(
-            [
-                self._open(info, opener, frame, records)
-                for frame, records in zip(frames, opened, strict=True)
-            ]
-        )
+            return self._open_together(segments)
+        except (ObjectMissing, *KEY_ERRORS, *DAMAGE):
+            # One by one, the same checks say what is wrong, and where.
+            opened: list[OpenedSegment] = []
+            for segment in segments:
+                opened.append(self._open_alone(segment))
+                if opened[-1].problem is not None:
+                    break
+            return opened
 
-    def _open(
-        self, info: SegmentInfo, opener: FrameOpener, frame: FrameRef, records: Records
-    ) -> OpenedFrame:
+    def _open_alone(self, segment: Loaded) -> OpenedSegment:
+        info = segment.info
+        try:
+            if segment.frames:
+                self._keys.opener(info.generation)
+        except KEY_ERRORS as error:
+            return OpenedSegment(info, [], error)
+        try:
+            return self._open_together([segment])[0]
+        except ObjectMissing as error:
+            lost = f"The segment at place {info.place} of {self._identity} is missing."
+            return OpenedSegment(info, [], SegmentLost(info.place, f"{lost} {error.message}"))
+        except DAMAGE as error:
+            return OpenedSegment(info, [], damaged(self._identity, info.place, error))
+
+    def _open_together(self, segments: Sequence[Loaded]) -> list[OpenedSegment]:
+        records: list[Records] = []
+        for generation, group in groupby(segments, key=lambda segment: segment.info.generation):
+            frames = [frame for segment in group for frame in segment.frames]
+            if frames:
+                sealed = [(frame.header, frame.header_bytes, frame.index) for frame in frames]
+                records += self._keys.opener(generation).open_indexes(sealed)
+        left = iter(records)
+        return [
+            OpenedSegment(s.info, [self._open(s.info, frame, next(left)) for frame in s.frames])
+            for s in segments
+        ]
+
+    def _open(self, info: SegmentInfo, frame: FrameRef, records: Records) -> OpenedFrame:
         rows = wants_body(records, frame.header.markers)
         bodies: dict[int, bytes] = {}
         if rows and frame.payload_length:
             sealed = self._store.get_range(
                 chain_name(self._identity, info.place), frame.payload_offset, frame.payload_length
             )
+            opener = self._keys.opener(info.generation)
             plain = opener.open_payload(frame.header, frame.header_bytes, sealed)
             ends = np.cumsum(records["payload_length"], dtype=np.uint64)
             for row in rows:

@@ -7,8 +7,9 @@ disk. The pass stops at the first damage; everything before it stays usable, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from host_agent.wire.names import Identity
 from host_agent.wire.segment import SegmentInfo
 from workers.journal.blocks import FoundIndex, IndexBlock
 from workers.journal.boundary import newest_boundary
-from workers.journal.chain import DAMAGE, ChainWalk, damaged, read_tail
+from workers.journal.chain import DAMAGE, ChainWalk, Loaded, damaged, read_tail
 from workers.journal.errors import (
     JournalCut,
     JournalDamaged,
@@ -30,7 +31,7 @@ from workers.journal.errors import (
 from workers.journal.indexes import IndexChoice, IndexSource, IndexUnfit
 from workers.journal.journal import Journal, Keeper
 from workers.journal.layers import find_layers
-from workers.journal.opening import KeyRing, SegmentOpener
+from workers.journal.opening import KeyRing, OpenedSegment, SegmentOpener
 from workers.journal.runs import FrameInfo
 from workers.journal.statements import Statement, read_statement
 from workers.storage.errors import ObjectMissing
@@ -55,6 +56,11 @@ class ReadOptions:
     choice: IndexChoice = field(default_factory=IndexChoice)
     keeper: Callable[[Journal], Keeper] | None = None
 
+
+#: Segments that are opened together: their columns fit a processor's cache, and what a step costs
+#: however much it does counts no more.
+_TOGETHER_RECORDS = 32 * 1024
+_TOGETHER_SEGMENTS = 64
 
 #: How often a journal that was given up while it was opened is opened again.
 _OPENINGS_MAX = 4
@@ -232,17 +238,49 @@ class _Reading:
             except (ObjectMissing, *DAMAGE) as error:
                 raise IndexUnfit(self._without(block.head.level, block.head.number)) from error
         opener = SegmentOpener(journal.store, journal.identity, journal.keys)
-        walk = ChainWalk(journal.store, journal.identity, opener, journal.newest, stop)
-        for segment in walk:
-            try:
-                journal.take(segment)
-            except (JournalDamaged, *DAMAGE) as error:
-                journal.damage = damaged(journal.identity, segment.info.place, error)
-                journal.damage.__cause__ = error
-                return
-            if options.progress is not None:
-                options.progress(segment.info.place)
+        walk = ChainWalk(journal.store, journal.identity, journal.newest, stop)
+        with closing(_ahead(opener, iter(walk), journal.keeper is not None)) as opened:
+            for segments in opened:
+                try:
+                    journal.take(segments)
+                except (JournalDamaged, *DAMAGE) as error:
+                    place = journal.newest.place + 1 if journal.newest else 1
+                    journal.damage = damaged(journal.identity, place, error)
+                    if error is not journal.damage:
+                        journal.damage.__cause__ = error
+                    return
+                if options.progress is not None:
+                    for segment in segments:
+                        options.progress(segment.info.place)
         journal.damage = walk.damage
+
+
+def _ahead(
+    opener: SegmentOpener, walk: Iterator[Loaded], alone: bool
+) -> Generator[list[OpenedSegment]]:
+    """Segments opened, as many together as are worth it, while those before are taken."""
+    with ThreadPoolExecutor(1, "holdfast-open") as pool:
+        before: Future[list[OpenedSegment]] | None = None
+        for segments in _together(walk, alone):
+            coming = pool.submit(opener.open, segments)
+            if before is not None:
+                yield before.result()
+            before = coming
+        if before is not None:
+            yield before.result()
+
+
+def _together(walk: Iterator[Loaded], alone: bool) -> Iterator[list[Loaded]]:
+    segments: list[Loaded] = []
+    records = 0
+    for segment in walk:
+        segments.append(segment)
+        records += sum(frame.header.records for frame in segment.frames)
+        if alone or records >= _TOGETHER_RECORDS or len(segments) == _TOGETHER_SEGMENTS:
+            yield segments
+            segments, records = [], 0
+    if segments:
+        yield segments
 
 
 def _cut(journal: Journal, statement: Statement) -> JournalDamaged | None:
