@@ -10,16 +10,19 @@ import pytest
 from tests.restore.replay import build
 from workers.journal import pitmap
 from workers.journal.errors import UnknownBase
+from workers.journal.mapfile import MapDisk
 from workers.journal.points import resolve
 from workers.journal.reader import open_journal
 from workers.restore.livemap import LiveMap
 
 
+@pytest.mark.parametrize("ranges", [0, 1, 1000], ids=["by cells", "by both", "by ranges"])
 @pytest.mark.parametrize("seed", [21, 22, 23])
 def test_before_and_after_it_is_whole_it_says_the_same(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, ranges: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pitmap, "CELL_WRITES", 5)
+    monkeypatch.setattr(pitmap, "_RANGES_FIRST", ranges)
     builder, store = build(seed)
     with open_journal(store, builder.identity, builder.tenant_key) as journal:
         live = LiveMap(journal, resolve(journal, "latest-write"))
@@ -31,11 +34,20 @@ def test_before_and_after_it_is_whole_it_says_the_same(
 
 
 def _bytes(live: LiveMap, number: int) -> list[tuple[int, int, int]]:
-    """Sector, frame and place of all that a disk has."""
+    """Sector, frame and place of all that a disk has, asked for at once and bit by bit."""
     disk = live.disks[number]
+    whole = _sectors(live, disk, 0, disk.size)
+    by_bits = []
+    for at in range(0, disk.size, 1536):
+        by_bits += _sectors(live, disk, at, min(1536, disk.size - at))
+    assert by_bits == whole
+    return whole
+
+
+def _sectors(live: LiveMap, disk: MapDisk, offset: int, length: int) -> list[tuple[int, int, int]]:
     return [
         (sector, frame, at + sector - start)
-        for start, length, frame, at in live.find(disk, 0, disk.size).tolist()
+        for start, length, frame, at in live.find(disk, offset, length).tolist()
         for sector in range(start, start + length, 512)
     ]
 

@@ -80,6 +80,19 @@ def test_everything_comes_behind(seed: int, tmp_path: Path) -> None:
         assert s.tap.read("root", 0, 512) == builder.model.images()["root"][:512]
 
 
+def test_a_guest_is_answered_before_anything_comes_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providing, "_FIRST_SECONDS", 600.0)
+    builder, _ = build(73)
+    with scene(builder, tmp_path) as s:
+        s.provider.fill_behind()
+        assert not s.provider.filled.wait(0.5)
+        assert s.tap.missing("root") == len(builder.model.images()["root"]) // 512
+        s.tap.read("root", 0, 512)
+        assert s.provider.filled.wait(20)
+
+
 def test_without_fill_only_what_is_asked_for_comes(tmp_path: Path) -> None:
     builder, _ = build(75)
     with scene(builder, tmp_path) as s:
@@ -197,6 +210,7 @@ def test_a_store_that_is_away_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(providing, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(providing, "_FIRST_SECONDS", 0.0)
     builder, store = build(79)
     real, away = store.get_range, threading.Event()
     away.set()

@@ -42,6 +42,10 @@ CELL_WRITES = 128 * 1024
 #: Cells that are painted at once: each takes about 20 MiB.
 _PAINTERS = 2
 
+#: So many reads of guests look through all writes for their range. That takes longer than a look
+#: into a cell, but no cell has to be made before the first of them.
+_RANGES_FIRST = 16
+
 #: Painted cells that are kept for guests while the whole map is made: about 40 MiB.
 _CELLS_KEPT = 16
 
@@ -97,7 +101,8 @@ class Cells:
         sizes = journal.timeline.disks_at(point.row)
         self.disks = disks_of(journal, point)
         self._sources = Sources(journal, self.line, sizes, point.row)
-        self.bounds = self._sources.cut(CELL_WRITES)
+        self._bounds: NDArray[np.uint64] | None = None
+        self._ranges_left = _RANGES_FIRST
         self._lock = threading.Lock()
         self._painted: OrderedDict[int, _Cell] = OrderedDict()
 
@@ -110,6 +115,14 @@ class Cells:
     def close(self) -> None:
         """Give the temporary files back."""
         self._sources.close()
+
+    @property
+    def bounds(self) -> NDArray[np.uint64]:
+        """The addresses between cells."""
+        with self._lock:
+            if self._bounds is None:
+                self._bounds = self._sources.cut(CELL_WRITES)
+            return self._bounds
 
     def write(self, seal: MapSeal, path: Path | None = None) -> PointMap:
         """All cells, as a file; UnknownBase, SpoolFull."""
@@ -131,6 +144,13 @@ class Cells:
     def find(self, slot: int, offset: int, length: int) -> Pieces:
         """The pieces of a range of a disk, cut to it, from the cells that it touches."""
         low = (slot << DISK_SHIFT) + offset
+        with self._lock:
+            self._ranges_left -= 1
+            at_once = self._ranges_left >= 0
+        if at_once:
+            columns = self._sources.within(low, low + length)
+            painted = paint_cell(columns, np.uint64(low), np.uint64(low + length))
+            return _pieces_of(columns, painted).pieces
         ends = np.array([low, low + length - 1], np.uint64)
         first, last = (np.searchsorted(self.bounds, ends, "right") - 1).tolist()
         found = []

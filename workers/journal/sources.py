@@ -137,6 +137,10 @@ class Source(Protocol):
         """The writes that touch a cell, in the order of their rows."""
         ...
 
+    def within(self, low: int, high: int) -> Columns:
+        """The writes that touch the addresses `low` .. `high` of one disk, in the same order."""
+        ...
+
     def close(self) -> None:
         """Give temporary files back."""
         ...
@@ -293,10 +297,20 @@ class Sources:
     def cell(self, number: int) -> Columns:
         """The writes of a cell in the order of their rows; what was given up comes first."""
         low, high = self.bounds[number], self.bounds[number + 1]
-        keep = (self._cuts["start"] < high) & (self._cuts["end"] > low)
-        parts = [{name: column[keep] for name, column in self._cuts.items()}]
+        parts = [self._cuts_within(low, high)]
         parts += [source.cell(number) for source in self._sources]
         return {name: np.concatenate([part[name] for part in parts]) for name in KINDS}
+
+    def within(self, low: int, high: int) -> Columns:
+        """What `cell` gives of a range of one disk. Before `cut`, too: every source is looked
+        through for it."""
+        parts = [self._cuts_within(np.uint64(low), np.uint64(high))]
+        parts += [source.within(low, high) for source in self._sources]
+        return {name: np.concatenate([part[name] for part in parts]) for name in KINDS}
+
+    def _cuts_within(self, low: np.uint64, high: np.uint64) -> Columns:
+        keep = (self._cuts["start"] < high) & (self._cuts["end"] > low)
+        return {name: column[keep] for name, column in self._cuts.items()}
 
 
 class _FromIndex:
@@ -319,21 +333,23 @@ class _FromIndex:
 
     def cell(self, number: int) -> Columns:
         low, high = (int(bound) for bound in self._sources.bounds[number : number + 2])
+        return self.within(low, high)
+
+    def within(self, low: int, high: int) -> Columns:
         parts = []
         for slot, disk in sorted(self._view.pairs):
             base = slot << DISK_SHIFT
             first, end = max(low - base, 0), min(high - base, limits.DISK_BYTES_MAX)
             if first < end:
-                parts += self._block.entries([disk], first, end)
+                found = self._block.entries([disk], first, end)
+                parts += [_near(part, first, end) for part in found]
         if not parts:
             return self._view.writes(_NONE)
         entries = {name: np.concatenate([part[name] for part in parts]) for name in _NONE}
         if len(parts) > 1:
             order = np.argsort(entries["row"], kind="stable")
             entries = {name: column[order] for name, column in entries.items()}
-        found = self._view.writes(entries)
-        keep = (found["start"] < np.uint64(high)) & (found["end"] > np.uint64(low))
-        return {name: column[keep] for name, column in found.items()}
+        return _overlapping(self._view.writes(entries), low, high)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -345,6 +361,18 @@ _NONE: Columns = {
     "payload_at": np.empty(0, np.uint32), "frame": np.empty(0, np.uint32),
     "disk": np.empty(0, np.uint16), "op": np.empty(0, np.uint8),
 }  # fmt: skip
+
+
+def _near(entries: Columns, low: int, high: int) -> Columns:
+    """Of one disk's entries, those that overlap its bytes `low` .. `high`."""
+    offset = entries["offset"]
+    keep = (offset < np.uint64(high)) & (offset + entries["length"] > np.uint64(low))
+    return entries if keep.all() else {name: column[keep] for name, column in entries.items()}
+
+
+def _overlapping(writes: Columns, low: int, high: int) -> Columns:
+    keep = (writes["start"] < np.uint64(high)) & (writes["end"] > np.uint64(low))
+    return {name: column[keep] for name, column in writes.items()}
 
 
 class _FromSegments:
@@ -370,6 +398,21 @@ class _FromSegments:
             if self._runs is None:
                 self._runs = self._put_into_cells()
         return self._runs.bucket(number)
+
+    def within(self, low: int, high: int) -> Columns:
+        # Of whatever disk: few lie there, and `writes` tells them apart.
+        base = low >> DISK_SHIFT << DISK_SHIFT
+        first, end = np.uint64(low - base), np.uint64(high - base)
+        found = []
+        for start in range(self._first, self._end, BATCH_ROWS):
+            stop = min(self._end, start + BATCH_ROWS)
+            offset = self._journal.entry_rows("offset", start, stop)
+            near = np.flatnonzero(offset < end)
+            length = self._journal.entry_rows("length", start, stop)[near]
+            found.append(start + near[offset[near] + length > first])
+        rows = np.concatenate(found) if found else np.empty(0, np.int64)
+        entries = {name: self._journal.column(name)[rows] for name in _NONE}
+        return _overlapping(self._view.writes(entries), low, high)
 
     def close(self) -> None:
         with self._lock:

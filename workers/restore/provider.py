@@ -23,7 +23,7 @@ from host_agent.wire import tapctl
 from host_agent.wire.errors import HoldfastError, WireError
 from host_agent.wire.limits import FRAME_PLAIN_BYTES_MAX, MIB
 from host_agent.wire.tapctl import Fields
-from workers.journal.mapfile import MapDisk
+from workers.journal.mapfile import MapDisk, Pieces, cut_pieces
 from workers.journal.reader import Journal
 from workers.restore.errors import TapFailed
 from workers.restore.fetch import FrameCache
@@ -46,6 +46,10 @@ ZERO_RUN_BYTES = 64 * 1024
 
 #: Zeroes that are told at once behind: many small gaps of it must not hold up a guest.
 ZERO_STEP_BYTES = 64 * MIB
+
+#: What nobody asked for waits so long for the first answer to a guest: a machine that starts reads
+#: at once, and making the whole map would take both its processors from it.
+_FIRST_SECONDS = 0.5
 
 _WINDOW_BYTES = DEMAND_SLOTS * SLOT_BYTES + BEHIND_SLOTS * FRAME_PLAIN_BYTES_MAX
 _RETRY_SECONDS = 2.0
@@ -107,6 +111,7 @@ class Provider:
         self._waiting = 0
         self._calm = threading.Condition()
         self._stopping = threading.Event()
+        self._has_answered = threading.Event()
         self.filled = threading.Event()
         self.problem: HoldfastError | None = None
         self._channel = TapChannel(socket, self._on_event)
@@ -121,6 +126,7 @@ class Provider:
     def close(self) -> None:
         """Stop serving; reads of what is missing fail from here on."""
         self._stopping.set()
+        self._has_answered.set()
         with self._calm:
             self._calm.notify_all()
         self._channel.close()
@@ -148,6 +154,7 @@ class Provider:
         except HoldfastError as error:
             self._refuse(ticket, error)
         finally:
+            self._has_answered.set()
             with self._calm:
                 self._waiting -= 1
                 self._calm.notify_all()
@@ -174,15 +181,14 @@ class Provider:
                 at = start
             else:
                 stop = min(at + SLOT_BYTES, end)
-                self._provide_slot(disk, at, stop)
+                self._provide_slot(disk, (at, stop), cut_pieces(pieces, at, stop))
                 at = stop
 
-    def _provide_slot(self, disk: MapDisk, start: int, stop: int) -> None:
-        """One fill of at most SLOT_BYTES."""
-        length = stop - start
+    def _provide_slot(self, disk: MapDisk, ends: tuple[int, int], pieces: Pieces) -> None:
+        """One fill of at most SLOT_BYTES, from its pieces."""
+        start, length = ends[0], ends[1] - ends[0]
         with self._window.demand_slot() as slot:
             self._window.bytes[slot : slot + length] = bytes(length)
-            pieces = self._map.find(disk, start, length)
             wanted = sorted(set(pieces["frame"].tolist()))
             if len(wanted) > 1:
                 data_of = dict(
@@ -201,6 +207,7 @@ class Provider:
     # -- everything else
 
     def _fill(self) -> None:
+        self._has_answered.wait(_FIRST_SECONDS)
         while not self._stopping.is_set():
             try:
                 self._fill_frames()
