@@ -183,3 +183,27 @@ def test_a_path_too_long_for_sockets_is_named(start: Start, tmp_path: Path) -> N
     out, _ = start(tmp_path / ("s" * 100)).communicate(timeout=20)
     assert json.loads(out)["error"] == "tap_failed"
     assert "shorter" in json.loads(out)["hint"]
+
+
+def test_until_the_disks_are_told_nothing_is_imported_that_serving_does_not_need(
+    served: Served, tmp_path: Path
+) -> None:
+    """A guest waits for its first read, and importing any of these takes longer than that read."""
+    words = ["restore", "serve", *served.words, "--socket-dir", str(tmp_path / "s")]
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "workers.cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HOLDFAST_TAP": str(served.program), "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["disks"]
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    lines = [line for line in errors.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert {"numpy", "workers.restore.provider"} <= imported
+    dear = {"typer", "rich", "boto3", "numpy.ma", "asyncio", "sqlalchemy", "pydantic", "fastapi"}
+    assert not dear & imported

@@ -1,119 +1,38 @@
-"""`holdfast`: ingest, restore and keys from the command line."""
+"""`holdfast`: what runs the command, and tells how it ended."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from collections.abc import Callable
+from typing import TypeVar
 
 from host_agent.wire.errors import HoldfastError
-from workers.cli.options import ServeOptions, command, read_plain
+from workers.cli.imports import importing
 from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
 
-
-def make_app(first: str = "") -> typer.Typer:
-    """The program. With the first word of the command line, only what that word needs is there: who
-    restores must not wait for the imports of everything else."""
-    app = typer.Typer(
-        name="holdfast",
-        help="Every write journalled, any moment brought back.",
-        no_args_is_help=True,
-        add_completion=first != "restore",
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(root)
-    if first == "restore":
-        _add_restore(app)
-    elif first == "datanode":
-        _add_datanode(app)
-    else:
-        _add_all(app)
-    return app
+_Options = TypeVar("_Options")
 
 
-def _add_restore(app: typer.Typer) -> None:
-    from workers.cli.restore import restore_app
-
-    app.add_typer(restore_app, name="restore")
-
-
-def _add_datanode(app: typer.Typer) -> None:
-    from workers.cli.datanode import datanode_app
-
-    app.add_typer(datanode_app, name="datanode")
-
-
-def _add_all(app: typer.Typer) -> None:
-    _add_restore(app)
-    _add_datanode(app)
-    from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
-    from workers.cli.control import GROUPS, audit_command, events_command
-    from workers.cli.datanodes import GROUPS as DATA_NODES
-    from workers.cli.dsm import dsm_command
-    from workers.cli.happening import GROUPS as PROTECTION
-    from workers.cli.journal import VerifyOptions, journal_app, verify_command
-    from workers.cli.keys import keys_app
-    from workers.cli.provider import GROUPS as PROVIDER
-    from workers.cli.services import api_command, setup_command, worker_command
-    from workers.cli.up import UpCommandOptions, up_command
-
-    app.add_typer(keys_app, name="keys")
-    app.add_typer(journal_app, name="journal")
-    command(app, "verify", VerifyOptions)(verify_command)
-    command(app, "up", UpCommandOptions)(up_command)
-    app.command("api")(api_command)
-    app.command("dsm")(dsm_command)
-    app.command("worker")(worker_command)
-    app.command("setup")(setup_command)
-    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER).items():
-        app.add_typer(commands, name=name)
-    app.command("events")(events_command)
-    app.command("audit")(audit_command)
-    app.command()(ingest)
+def _restore_at_once(words: list[str]) -> bool:
+    """A restore without typer, for whose import a guest would wait. Whether it was one."""
+    if words[:2] == ["restore", "serve"]:
+        with importing():
+            from workers.cli.options import ServeOptions, read_plain
+            from workers.cli.serving import serve_command
+        return _ran(serve_command, read_plain(ServeOptions, words[2:]))
+    if words[:2] == ["restore", "export"]:
+        with importing():
+            from workers.cli.exporting import export_command
+            from workers.cli.options import ExportOptions, read_plain
+        return _ran(export_command, read_plain(ExportOptions, words[2:]))
+    return False
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"holdfast {version('holdfast')}")
-        raise typer.Exit
-
-
-def root(
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
-    ] = False,
-) -> None:
-    """Every write journalled, any moment brought back."""
-
-
-def ingest(
-    config: Annotated[Path, typer.Option(help="The configuration file, TOML.")],
-) -> None:
-    """Receive a tenant's streams and keep them in its journal."""
-    # Restores must not wait for what only the server needs.
-    from workers.ingest.command import run_ingest
-
-    raise typer.Exit(run_ingest(config) or 0)
-
-
-def _serve_at_once(words: list[str]) -> bool:
-    """`restore serve` without typer, whose reading of a command line would take a tenth of the time
-    until a guest's first read. Whether it was that."""
-    if words[:2] != ["restore", "serve"]:
-        return False
-    from workers.cli.restore import serve_command
-
-    options = read_plain(ServeOptions, words[2:])
-    if options is None:
-        return False
-    serve_command(options)
-    return True
+def _ran(command: Callable[[_Options], None], options: _Options | None) -> bool:
+    if options is not None:
+        command(options)
+    return options is not None
 
 
 class InternalError(HoldfastError):
@@ -126,7 +45,9 @@ def main() -> None:
     """Run the command; end with 0, 1 (a named error), 2 (usage) or 130 (interrupted)."""
     as_json = "--json" in sys.argv
     try:
-        if not _serve_at_once(sys.argv[1:]):
+        if not _restore_at_once(sys.argv[1:]):
+            from workers.cli.program import make_app
+
             make_app(*sys.argv[1:2])()
     except HoldfastError as error:
         print_error(error, as_json=as_json)

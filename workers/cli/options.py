@@ -1,6 +1,7 @@
 """Options of commands as dataclasses: what several commands share is written once.
 
 typer reads a function's signature; `command` gives it one that is made from a dataclass's fields.
+Importing typer takes a fifth of the time until a guest's first read, so only `command` does.
 """
 
 from __future__ import annotations
@@ -10,18 +11,27 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
-import typer
+if TYPE_CHECKING:
+    import typer
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is written, where not as its field, and what it is for."""
+
+    name: str | None = None
+    help: str = ""
 
 
 @dataclass(kw_only=True)
 class OutputOptions:
     """How a command answers."""
 
-    json: Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")] = False
+    json: Annotated[bool, Option("--json", help="Answer with one JSON object.")] = False
 
 
 @dataclass(kw_only=True)
@@ -29,12 +39,12 @@ class StoreOptions(OutputOptions):
     """Which journals, and the key that opens them."""
 
     store: Annotated[
-        str, typer.Option(help="The bucket: file:///folder or s3://bucket/prefix?endpoint=…")
+        str, Option(help="The bucket: file:///folder or s3://bucket/prefix?endpoint=…")
     ]
-    tenant: Annotated[str, typer.Option(help="The tenant.")]
-    key_file: Annotated[Path, typer.Option(help="The tenant's key file.")]
-    group: Annotated[str | None, typer.Option(help="The protection group.")] = None
-    host: Annotated[str | None, typer.Option(help="The host, where a group has several.")] = None
+    tenant: Annotated[str, Option(help="The tenant.")]
+    key_file: Annotated[Path, Option(help="The tenant's key file.")]
+    group: Annotated[str | None, Option(help="The protection group.")] = None
+    host: Annotated[str | None, Option(help="The host, where a group has several.")] = None
 
 
 @dataclass(kw_only=True)
@@ -43,10 +53,10 @@ class PointOptions(StoreOptions):
 
     at: Annotated[
         str,
-        typer.Option(help="checkpoint:ID, tag:TEXT, time:RFC3339, seq:N, latest or latest-write."),
+        Option(help="checkpoint:ID, tag:TEXT, time:RFC3339, seq:N, latest or latest-write."),
     ]
     map_cache: Annotated[
-        Path | None, typer.Option(help="A folder that keeps maps for later restores.")
+        Path | None, Option(help="A folder that keeps maps for later restores.")
     ] = None
 
 
@@ -55,7 +65,7 @@ class ListOptions(StoreOptions):
     """Options of `restore list`."""
 
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read and check every stored byte as well.")
+        bool, Option("--verify", help="Read and check every stored byte as well.")
     ] = False
 
 
@@ -63,20 +73,20 @@ class ListOptions(StoreOptions):
 class ExportOptions(PointOptions):
     """Options of `restore export`."""
 
-    output: Annotated[Path, typer.Option(help="The folder for DISK.raw.")]
+    output: Annotated[Path, Option(help="The folder for DISK.raw.")]
     digest: Annotated[
-        bool, typer.Option("--digest/--no-digest", help="Take the BLAKE3 of each whole image.")
+        bool, Option("--digest/--no-digest", help="Take the BLAKE3 of each whole image.")
     ] = False
-    force: Annotated[bool, typer.Option("--force", help="Replace images that are there.")] = False
+    force: Annotated[bool, Option("--force", help="Replace images that are there.")] = False
 
 
 @dataclass(kw_only=True)
 class ServeOptions(PointOptions):
     """Options of `restore serve`."""
 
-    socket_dir: Annotated[Path, typer.Option(help="The folder for sockets and scratch files.")]
+    socket_dir: Annotated[Path, Option(help="The folder for sockets and scratch files.")]
     fill: Annotated[
-        bool, typer.Option("--fill/--no-fill", help="Fetch what nobody asked for yet, too.")
+        bool, Option("--fill/--no-fill", help="Fetch what nobody asked for yet, too.")
     ] = True
 
 
@@ -97,7 +107,7 @@ def command(
                 default=inspect.Parameter.empty
                 if field.default is dataclasses.MISSING
                 else field.default,
-                annotation=hints[field.name],
+                annotation=_for_typer(hints[field.name]),
             )
             for field in dataclasses.fields(options)  # type: ignore[arg-type]
         ]
@@ -108,6 +118,17 @@ def command(
         return function
 
     return register
+
+
+def _for_typer(hint: Any) -> Any:
+    """A field's type with typer's own kind of option."""
+    import typer
+
+    kind, option = hint.__origin__, hint.__metadata__[0]
+    if not isinstance(option, Option):
+        return hint
+    names = () if option.name is None else (option.name,)
+    return Annotated[kind, typer.Option(*names, help=option.help)]
 
 
 def read_plain(options: type[T], words: Sequence[str]) -> T | None:
@@ -144,8 +165,7 @@ def _plain_words(
     for name, hint in get_type_hints(options, include_extras=True).items():
         kind, option = hint.__origin__, hint.__metadata__[0]
         if kind is bool:
-            # In an annotation its first word is the name, whatever typer calls it.
-            on, _, off = str(option.default).partition("/")
+            on, _, off = str(option.name).partition("/")
             flags[on] = (name, True)
             if off:
                 flags[off] = (name, False)

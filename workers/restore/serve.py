@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +17,11 @@ from workers.journal.pitmap import disks_of
 from workers.journal.points import Point
 from workers.journal.reader import Journal
 from workers.journal.selectors import format_time
-from workers.restore.errors import TapFailed, TargetExists, target_error
+from workers.restore.errors import TapFailed
 from workers.restore.livemap import LiveMap
 from workers.restore.progress import Progress, Silent
 from workers.restore.provider import Provider
-from workers.restore.tap_process import TapProcess
+from workers.restore.tap_process import TapProcess, scratch_of
 
 _BLOCK_BYTES = 512
 _POLL_SECONDS = 0.2
@@ -31,9 +30,8 @@ _GROUP = "recovered"
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """`socket_dir` gets sockets and scratch files; `fill` fetches what nobody asked for, too."""
+    """`fill` fetches what nobody asked for, too; `cache` is a folder for saved maps."""
 
-    socket_dir: Path
     fill: bool = True
     cache: Path | None = None
     progress: Progress = field(default_factory=Silent)
@@ -94,43 +92,23 @@ class Served:
 
 
 @contextmanager
-def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Served]:
-    """Serve every disk of the point while the context lasts.
+def serve(
+    journal: Journal, point: Point, tap: TapProcess, options: ServeOptions
+) -> Iterator[Served]:
+    """Serve every disk of the point by that tap while the context lasts.
 
-    Guests' writes go to sparse scratch files in the socket directory, which are gone afterwards;
-    the journal is never written to. TapMissing, TapFailed, TargetExists, TargetFailed, UnknownBase.
+    Guests' writes go to sparse scratch files in its directory; the journal is never written to.
+    TapFailed, TapRefused, UnknownBase.
     """
-    scratch = options.socket_dir / "scratch"
     with ExitStack() as stack:
         ended = stack.enter_context(_signals())
         options.progress.start("map", None, "records")
-        # Beside the tap's start, which stays in this thread: the tap ends when its thread does.
         maker = stack.enter_context(ThreadPoolExecutor(1, "holdfast-map"))
         coming = maker.submit(LiveMap, journal, point, options.cache)
         stack.callback(_close, coming)
-        _claim_folder(options.socket_dir, scratch)
-        failpoint("serve_after_folder_before_tap")
-        stack.callback(_clear, options.socket_dir)
-        tap = stack.enter_context(TapProcess(options.socket_dir))
-        assert tap.control is not None
-        disks, group_socket = [], ""
-        for name, size in disks_of(journal, point):
-            answer = tap.control.call(
-                "recover",
-                {
-                    "group": _GROUP,
-                    "disk": name,
-                    "path": str((scratch / f"{name}.raw").absolute()),
-                    "size": size,
-                    "block_size": _BLOCK_BYTES,
-                },
-            )
-            disks.append(_served_disk(name, size, answer))
-            group_socket = str(answer["stream_socket"])
-        if not disks:
-            raise TapFailed("The stream has no disks at that moment.")
+        disks, group_socket = _recover(tap, disks_of(journal, point))
         failpoint("serve_after_disks_before_provider")
-        provider = Provider(journal, coming.result(), Path(group_socket))
+        provider = Provider(journal, coming.result(), group_socket)
         stack.callback(provider.close)
         stream = f"{journal.identity.group}/{journal.identity.host}"
         served = Served(stream, point, disks, tap, provider)
@@ -141,6 +119,28 @@ def serve(journal: Journal, point: Point, options: ServeOptions) -> Iterator[Ser
         yield served
 
 
+def _recover(tap: TapProcess, wanted: list[tuple[str, int]]) -> tuple[list[ServedDisk], Path]:
+    """Disks of these names and sizes, empty still, and the socket of who fills them."""
+    disks, group_socket = [], Path()
+    for name, size in wanted:
+        answer = tap.control().call(
+            "recover",
+            {
+                "group": _GROUP,
+                "disk": name,
+                "path": str(scratch_of(tap.directory) / f"{name}.raw"),
+                "size": size,
+                "block_size": _BLOCK_BYTES,
+                "scratch": True,
+            },
+        )
+        disks.append(_served_disk(name, size, answer))
+        group_socket = Path(str(answer["stream_socket"]))
+    if not disks:
+        raise TapFailed("The stream has no disks at that moment.")
+    return disks, group_socket
+
+
 def _close(coming: Future[LiveMap]) -> None:
     """Close a map that was made, or is being made."""
     if coming.exception() is None:
@@ -149,27 +149,6 @@ def _close(coming: Future[LiveMap]) -> None:
 
 def _served_disk(name: str, size: int, answer: dict[str, Any]) -> ServedDisk:
     return ServedDisk(name, size, str(answer["uri"]), str(answer["nbd_socket"]))
-
-
-def _claim_folder(folder: Path, scratch: Path) -> None:
-    """Make the folder ours; TargetExists if another restore serves from it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch.mkdir(mode=0o700)
-    except FileExistsError:
-        raise TargetExists(
-            f"{folder} is used by another restore, or one that did not end in order.",
-            hint=f"Name another --socket-dir; or, if nothing serves from it, remove {folder}.",
-        ) from None
-    except OSError as error:
-        raise target_error(folder, "used", error) from error
-
-
-def _clear(folder: Path) -> None:
-    """Remove what `serve` made. What guests wrote is gone with it."""
-    for name in ("scratch", "run", "state"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "tap.log").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""A tap of one's own: started for one restore, and ended with it."""
+"""A tap of one's own: started for one restore, and ended with it.
+
+What talks to it is imported once it runs: it starts beside that.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workers.restore.errors import TapFailed, TapMissing, target_error
-from workers.restore.tap_client import TapChannel
+from host_agent.wire.failpoints import failpoint
+from workers.restore.errors import TapFailed, TapMissing, TargetExists, target_error
+
+if TYPE_CHECKING:
+    from workers.restore.tap_client import TapChannel
 
 _START_SECONDS = 10.0
 #: Files in memory.
@@ -44,17 +53,63 @@ def _die_with_parent(libc: ctypes.CDLL) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+@contextmanager
+def started_tap(folder: Path) -> Iterator[TapProcess]:
+    """A tap that starts, in a folder that is ours while the context lasts: sockets, state, scratch.
+
+    SIGTERM ends the context in order, as SIGINT does. TapMissing, TapFailed, TargetExists,
+    TargetFailed.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _claim(folder, scratch_of(folder))
+        failpoint("serve_after_folder_before_tap")
+        try:
+            with TapProcess(folder) as tap:
+                yield tap
+        finally:
+            _clear(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def scratch_of(folder: Path) -> Path:
+    """Where guests' writes go."""
+    return folder.absolute() / "scratch"
+
+
+def _claim(folder: Path, scratch: Path) -> None:
+    """Make the folder ours; TargetExists if another restore serves from it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch.mkdir(mode=0o700)
+    except FileExistsError:
+        raise TargetExists(
+            f"{folder} is used by another restore, or one that did not end in order.",
+            hint=f"Name another --socket-dir; or, if nothing serves from it, remove {folder}.",
+        ) from None
+    except OSError as error:
+        raise target_error(folder, "used", error) from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was made. What guests wrote is gone with it."""
+    for name in ("scratch", "run"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "tap.log").unlink(missing_ok=True)
+
+
 class TapProcess:
     """`holdfast-tap` in a directory of its own. Use as a context manager."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` gets the sockets, the tap's state and its log."""
+        """`directory` gets the sockets and the tap's log."""
         self.directory = directory.absolute()
         self._run = self.directory / "run"
         self._log = self.directory / "tap.log"
-        self._rings: Path | None = None
+        self._memory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self.control: TapChannel | None = None
+        self._control: TapChannel | None = None
 
     def __enter__(self) -> TapProcess:
         try:
@@ -69,17 +124,17 @@ class TapProcess:
 
     def _start(self) -> None:
         binary = find_tap()
-        state = self.directory / "state"
         if len(str(self._run)) + _SOCKET_NAME_ROOM > _SOCKET_PATH_MAX:
             raise TapFailed(
                 f"{self.directory} is too long a path for sockets.",
                 hint="Name a --socket-dir with a shorter path (at most 60 characters).",
             )
         try:
-            for folder in (self.directory, self._run, state):
+            for folder in (self.directory, self._run):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # What must not outlive the host lies in memory, and goes when we end.
-            self._rings = Path(tempfile.mkdtemp(prefix="holdfast-", dir=_MEMORY))
+            # What must not outlive the host lies in memory, and goes when we end: making it durable
+            # would hold up a guest's first read.
+            self._memory = Path(tempfile.mkdtemp(prefix="holdfast-", dir=_MEMORY))
             output = self._log.open("wb")
         except OSError as error:
             raise target_error(self.directory, "used", error) from error
@@ -91,8 +146,8 @@ class TapProcess:
                 [
                     str(binary),
                     *("--run-dir", str(self._run)),
-                    *("--state-dir", str(state)),
-                    *("--ring-dir", str(self._rings)),
+                    *("--state-dir", str(self._memory / "state")),
+                    *("--ring-dir", str(self._memory)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -100,10 +155,17 @@ class TapProcess:
                 start_new_session=True,
                 preexec_fn=lambda: _die_with_parent(libc),
             )
-        self.control = self._connect()
-        self.control.call("hello", {"version": 1})
+
+    def control(self) -> TapChannel:
+        """Its control socket, as soon as it listens there; TapFailed."""
+        if self._control is None:
+            self._control = self._connect()
+            self._control.call("hello", {"version": 1})
+        return self._control
 
     def _connect(self) -> TapChannel:
+        from workers.restore.tap_client import TapChannel
+
         deadline = time.monotonic() + _START_SECONDS
         while True:
             self.check()
@@ -132,9 +194,9 @@ class TapProcess:
             self._process.kill()
             self._process.wait()
             self._process = None
-        if self.control is not None:
-            self.control.close()
-            self.control = None
-        if self._rings is not None:
-            shutil.rmtree(self._rings, ignore_errors=True)
-            self._rings = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._memory is not None:
+            shutil.rmtree(self._memory, ignore_errors=True)
+            self._memory = None

@@ -1,0 +1,98 @@
+"""The commands of `holdfast`: ingest, restore, keys and all else, as typer reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workers.cli.options import command
+
+
+def make_app(first: str = "") -> typer.Typer:
+    """The program. With the first word of the command line, only what that word needs is there: who
+    restores must not wait for the imports of everything else."""
+    app = typer.Typer(
+        name="holdfast",
+        help="Every write journalled, any moment brought back.",
+        no_args_is_help=True,
+        add_completion=first != "restore",
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    if first == "restore":
+        _add_restore(app)
+    elif first == "datanode":
+        _add_datanode(app)
+    else:
+        _add_all(app)
+    return app
+
+
+def _add_restore(app: typer.Typer) -> None:
+    from workers.cli.restore import restore_app
+
+    app.add_typer(restore_app, name="restore")
+
+
+def _add_datanode(app: typer.Typer) -> None:
+    from workers.cli.datanode import datanode_app
+
+    app.add_typer(datanode_app, name="datanode")
+
+
+def _add_all(app: typer.Typer) -> None:
+    _add_restore(app)
+    _add_datanode(app)
+    from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
+    from workers.cli.control import GROUPS, audit_command, events_command
+    from workers.cli.datanodes import GROUPS as DATA_NODES
+    from workers.cli.dsm import dsm_command
+    from workers.cli.happening import GROUPS as PROTECTION
+    from workers.cli.journal import VerifyOptions, journal_app, verify_command
+    from workers.cli.keys import keys_app
+    from workers.cli.provider import GROUPS as PROVIDER
+    from workers.cli.services import api_command, setup_command, worker_command
+    from workers.cli.up import UpCommandOptions, up_command
+
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(journal_app, name="journal")
+    command(app, "verify", VerifyOptions)(verify_command)
+    command(app, "up", UpCommandOptions)(up_command)
+    app.command("api")(api_command)
+    app.command("dsm")(dsm_command)
+    app.command("worker")(worker_command)
+    app.command("setup")(setup_command)
+    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER).items():
+        app.add_typer(commands, name=name)
+    app.command("events")(events_command)
+    app.command("audit")(audit_command)
+    app.command()(ingest)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+def root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Every write journalled, any moment brought back."""
+
+
+def ingest(
+    config: Annotated[Path, typer.Option(help="The configuration file, TOML.")],
+) -> None:
+    """Receive a tenant's streams and keep them in its journal."""
+    # Restores must not wait for what only the server needs.
+    from workers.ingest.command import run_ingest
+
+    raise typer.Exit(run_ingest(config) or 0)
