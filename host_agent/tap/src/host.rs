@@ -195,7 +195,8 @@ impl Host {
         if let Some(answer) = self.already(group, &wanted, Role::Recovered)? {
             return Ok(answer);
         }
-        open::prepare_recovered(&wanted.path, size)?;
+        let is_scratch = fields.get("scratch").and_then(Value::as_bool).unwrap_or(false);
+        open::prepare_recovered(&wanted.path, size, is_scratch)?;
         let file = open_patiently(&wanted, Role::Recovered, false, ATTACH_WAIT)?;
         self.ensure_group(group, Role::Recovered, RING_BYTES_MIN, HOLD_MS)?;
         self.order(group, |reply| Order::Attach(Box::new(wanted), file, reply))

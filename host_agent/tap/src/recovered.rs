@@ -97,6 +97,17 @@ impl Log {
         Ok(Some((id, ranges)))
     }
 
+    /// Goes on with a log that says what a new one would; else writes that.
+    fn go_on(path: &Path, id: &[u8; 16], size: u64, ranges: &RangeSet) -> io::Result<Log> {
+        let end = HEADER_BYTES + (ranges.iter().count() * ENTRY_BYTES) as u64;
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        // A torn end, or ranges that grew together, would have made it longer.
+        if file.metadata()?.len() != end {
+            return Log::create(path, id, size, ranges);
+        }
+        Ok(Log { file: Arc::new(file), end })
+    }
+
     fn append(&mut self, ranges: impl Iterator<Item = Range<u64>>) -> io::Result<()> {
         let bytes: Vec<u8> = ranges.flat_map(|range| entry(&range)).collect();
         self.file.write_all_at(&bytes, self.end)?;
@@ -147,6 +158,11 @@ impl Recovered {
         Log::create(&log_path(path), id, size, &RangeSet::new()).map(|_| ())
     }
 
+    /// The same for a disk that nobody needs after the host stopped: it is not made durable.
+    pub fn create_scratch(path: &Path, size: u64, id: &[u8; 16]) -> io::Result<()> {
+        std::fs::write(log_path(path), header(id, size))
+    }
+
     /// Opens both logs. `quick_path`: in memory.
     pub fn open(path: &Path, quick_path: &Path, size: u64) -> io::Result<Recovered> {
         let log = log_path(path);
@@ -168,7 +184,7 @@ impl Recovered {
         let quick = Log::create(quick_path, &id, size, &present).ok();
         Ok(Recovered {
             size,
-            durable: Log::create(&log, &id, size, &durable)?,
+            durable: Log::go_on(&log, &id, size, &durable)?,
             quick,
             quick_path: quick_path.to_owned(),
             present,
@@ -352,6 +368,38 @@ mod tests {
         }
         std::fs::write(&log, &whole[..40]).unwrap();
         assert!(Log::read(&log, SIZE).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_whole_log_is_gone_on_with_and_another_is_written_anew() {
+        let place = Place::new();
+        let mut map = place.open();
+        map.wrote(0..512);
+        map.settle(&place.file()).unwrap();
+        map.wrote(1024..1536);
+        map.settle(&place.file()).unwrap();
+        map.forget_quick();
+        drop(map);
+        let log = log_path(&place.0.path("d"));
+        let whole = std::fs::read(&log).unwrap();
+        let mut map = place.open();
+        assert_eq!(std::fs::read(&log).unwrap(), whole);
+        map.wrote(512..1024);
+        map.settle(&place.file()).unwrap();
+        map.forget_quick();
+        assert_eq!(std::fs::metadata(&log).unwrap().len(), HEADER_BYTES + 3 * ENTRY_BYTES as u64);
+        let map = place.open();
+        assert_eq!(map.present.iter().collect::<Vec<_>>(), [Range { start: 0, end: 1536 }]);
+        assert_eq!(std::fs::metadata(&log).unwrap().len(), HEADER_BYTES + ENTRY_BYTES as u64);
+    }
+
+    #[test]
+    fn a_scratch_disk_begins_as_any_other() {
+        let scratch = Scratch::new();
+        Recovered::create_scratch(&scratch.path("d"), SIZE, &[3; 16]).unwrap();
+        assert!(Recovered::exists(&scratch.path("d"), SIZE).unwrap());
+        let map = Recovered::open(&scratch.path("d"), &scratch.path("quick"), SIZE).unwrap();
+        assert!(map.present.is_empty());
     }
 
     #[test]

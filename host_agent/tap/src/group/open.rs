@@ -213,8 +213,9 @@ pub fn add_disk(
     Ok(size)
 }
 
-/// Makes the file of a recovered disk, or finds it as it was begun.
-pub fn prepare_recovered(path: &Path, size: u64) -> Result<(), TapError> {
+/// Makes the file of a recovered disk, or finds it as it was begun. Of a scratch disk nothing is made
+/// durable: a guest may be waiting.
+pub fn prepare_recovered(path: &Path, size: u64, is_scratch: bool) -> Result<(), TapError> {
     let shown = path.display();
     if !path.is_absolute() {
         return Err(TapError::bad_request(format!("{shown} is not absolute")));
@@ -237,8 +238,12 @@ pub fn prepare_recovered(path: &Path, size: u64) -> Result<(), TapError> {
         _ => failed(&shown.to_string(), &e),
     })?;
     let id = random_name().map_err(|e| failed("random bytes", &e))?;
-    file.set_len(size)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| Recovered::create(path, size, &id))
-        .map_err(|e| failed(&shown.to_string(), &e))
+    let begun = match is_scratch {
+        true => file.set_len(size).and_then(|()| Recovered::create_scratch(path, size, &id)),
+        false => file
+            .set_len(size)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Recovered::create(path, size, &id)),
+    };
+    begun.map_err(|e| failed(&shown.to_string(), &e))
 }
