@@ -10,6 +10,7 @@ import os
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -34,6 +35,35 @@ _VERIFY_ERRORS = {
     26: "it is not for this purpose",
     79: "its authority is no authority",
 }
+
+
+_ffi, _lib = Binding.ffi, Binding.lib
+
+
+class Connection(SSL.Connection):
+    """A connection that fills memory with what many TLS records hold."""
+
+    def fill(self, into: memoryview) -> tuple[int, Exception | None]:
+        """Bytes that came, until `into` is full or TLS waits or ended, and what it waits for.
+
+        As `recv_into` for each record, which decrypts into memory of its own and copies that, and
+        costs more than the decryption does.
+        """
+        at, length, read, ssl = 0, len(into), _lib.SSL_read, self._ssl
+        with _ffi.from_buffer(into, require_writable=True) as start:
+            while at < length:
+                count = read(ssl, start + at, length - at)
+                if count <= 0:
+                    return at, self._why(count)
+                at += count
+        return at, None
+
+    def _why(self, result: int) -> Exception | None:
+        try:
+            self._raise_ssl_error(self._ssl, result)
+        except SSL.Error as error:
+            return error
+        return None
 
 
 class Unusable(Exception):

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from contextlib import suppress
 
 import pytest
 import trustme
 from OpenSSL import SSL
 
-from host_agent.wire.tls import ServerCheck, Unusable, believe, is_end, reason_of, show
+from host_agent.wire.tls import (
+    Connection,
+    ServerCheck,
+    Unusable,
+    believe,
+    is_end,
+    reason_of,
+    show,
+)
 
 OURS, THEIRS = trustme.CA(), trustme.CA()
 _LONG_AGO = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
 
 
-def _server(leaf: trustme.LeafCert) -> SSL.Connection:
+def _server(leaf: trustme.LeafCert) -> Connection:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     chain = b"".join(part.bytes() for part in leaf.cert_chain_pems)
     show(context, chain, leaf.private_key_pem.bytes())
-    connection = SSL.Connection(context, None)
+    connection = Connection(context, None)
     connection.set_accept_state()
     return connection
 
@@ -107,3 +116,52 @@ def test_errors_have_words() -> None:
     assert is_end(SSL.SysCallError(-1, "Unexpected EOF"))
     assert not is_end(SSL.SysCallError(104, "ECONNRESET"))
     assert not is_end(OSError(5, "x"))
+
+
+def _connected() -> tuple[SSL.Connection, Connection]:
+    client, server = _client(ServerCheck("ingest")), _server(OURS.issue_cert("ingest"))
+    _shake(client, server)
+    return client, server
+
+
+def _pass_on(client: SSL.Connection, server: SSL.Connection) -> None:
+    server.bio_write(client.bio_read(1 << 20))
+
+
+def test_memory_is_filled_with_what_many_records_hold() -> None:
+    client, server = _connected()
+    sent = os.urandom(100_000)
+    client.sendall(sent)
+    _pass_on(client, server)
+    first, rest = bytearray(30_000), bytearray(100_000)
+    assert server.fill(memoryview(first)) == (30_000, None)
+    count, why = server.fill(memoryview(rest))
+    assert isinstance(why, SSL.WantReadError)
+    assert bytes(first + rest[:count]) == sent
+    assert not any(rest[count:])
+
+
+def test_what_came_before_the_end_is_told_with_it() -> None:
+    client, server = _connected()
+    client.sendall(b"the last words")
+    client.shutdown()
+    _pass_on(client, server)
+    into = bytearray(100)
+    count, why = server.fill(memoryview(into))
+    assert into[:count] == b"the last words"
+    assert isinstance(why, SSL.ZeroReturnError)
+    assert is_end(why)
+
+
+def test_a_changed_record_is_not_filled_in() -> None:
+    client, server = _connected()
+    client.sendall(os.urandom(20_000))
+    records = bytearray(client.bio_read(1 << 20))
+    records[-100] ^= 1
+    server.bio_write(bytes(records))
+    into = bytearray(20_000)
+    count, why = server.fill(memoryview(into))
+    assert count == 16_384
+    assert isinstance(why, SSL.Error)
+    assert not isinstance(why, SSL.WantReadError)
+    assert not any(into[count:])

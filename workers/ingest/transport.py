@@ -14,7 +14,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from host_agent.wire.tls import RECORD_BYTES, is_end
+from host_agent.wire.tls import Connection, is_end
 from workers.ingest.tls import shown_by
 
 #: Other connections get their turn after this many bytes.
@@ -34,7 +34,7 @@ class TlsTransport(asyncio.Transport):
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
-        self._tls = SSL.Connection(context, connected)
+        self._tls = Connection(context, connected)
         self._tls.set_accept_state()
         self._loop = asyncio.get_running_loop()
         self._protocol: asyncio.BufferedProtocol | None = None
@@ -113,15 +113,12 @@ class TlsTransport(asyncio.Transport):
 
         The protocol hears of all at once, not of each TLS record.
         """
-        into, receive, at = memoryview(protocol.get_buffer(-1)), self._tls.recv_into, 0
-        wanted = min(len(into), _TURN_BYTES)
-        try:
-            while at < wanted:
-                at += receive(into[at:], RECORD_BYTES)
-        finally:
-            if at:
-                protocol.buffer_updated(at)
-        return at
+        count, error = self._tls.fill(memoryview(protocol.get_buffer(-1))[:_TURN_BYTES])
+        if count:
+            protocol.buffer_updated(count)
+        if error is not None:
+            raise error
+        return count
 
     # --- what leaves
 
