@@ -12,7 +12,10 @@ from itertools import accumulate, pairwise
 import numpy as np
 import zstandard
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -31,17 +34,10 @@ from host_agent.wire.frame import (
     encode_index,
 )
 from host_agent.wire.names import Identity
+from host_agent.wire.packing import Packed, Packer
 from host_agent.wire.record import Flag, Op, Records, check_records, writes_disk
 
 PART_INDEX, PART_PAYLOAD = 0, 1
-_LEVEL = 1
-#: Three to five times as fast. It finds repeats, and leaves what does not repeat uncoded: as good
-#: for what does not shrink, for zeroes and for whole blocks that come again.
-_FAST_LEVEL = -5
-#: A sample of so many pieces of so many bytes tells which level a payload gets.
-_SAMPLE_PIECES, _SAMPLE_BYTES = 8, 4096
-#: By so much more than at level 1, as a share, a sample may come out to get the fast one.
-_FAST_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -79,13 +75,12 @@ class FrameSealer:
         if len(salt) != 32 or len(generation) != 16:
             raise WireError("A salt has 32 bytes and a generation 16.")
         key, self.commitment = frame_keys(data_key, salt)
-        self._aead = AESGCM(key)
+        self._key = AES256(key)
         self._identity = identity
         self._generation = generation
         self._salt = salt
         self._counter = 0
-        self._zstd = zstandard.ZstdCompressor(level=_LEVEL)
-        self._fast = zstandard.ZstdCompressor(level=_FAST_LEVEL)
+        self._packer = Packer()
 
     def seal(
         self,
@@ -107,8 +102,8 @@ class FrameSealer:
             )
         check_records(records, int(records[0]["seq"]))
         plain = encode_index(records)
-        index = self._zstd.compress(plain)
-        body = self._compressor(payload).compress(payload) if len(payload) else b""
+        index = self._packer.pack(plain)
+        body = self._packer.pack_payload(payload) if len(payload) else []
         counter, self._counter = self._counter, self._counter + 1
         header = FrameHeader(
             state=state,
@@ -123,9 +118,9 @@ class FrameSealer:
             time_first=int(records[0]["time"]),
             time_last=int(records[-1]["time"]),
             record_hash=record_hash,
-            index_sealed=len(index) + TAG_BYTES,
+            index_sealed=_length(index) + TAG_BYTES,
             index_plain=len(plain),
-            payload_sealed=len(body) + TAG_BYTES if body else 0,
+            payload_sealed=_length(body) + TAG_BYTES if body else 0,
             payload_plain=len(payload),
             disk_bytes=_disk_bytes(records),
             markers=markers,
@@ -135,30 +130,25 @@ class FrameSealer:
         return SealedFrame(
             header,
             head,
-            self._encrypt(PART_INDEX, counter, index, head),
-            self._encrypt_large(PART_PAYLOAD, counter, body, head) if body else b"",
+            bytes(self._encrypt(PART_INDEX, counter, index, head)),
+            self._encrypt(PART_PAYLOAD, counter, body, head) if body else b"",
         )
 
-    def _compressor(self, payload: bytes) -> zstandard.ZstdCompressor:
-        step = len(payload) // _SAMPLE_PIECES
-        if step < 2 * _SAMPLE_BYTES:
-            return self._zstd
-        starts = range(0, step * _SAMPLE_PIECES, step)
-        sample = b"".join(payload[at : at + _SAMPLE_BYTES] for at in starts)
-        small, fast = len(self._zstd.compress(sample)), len(self._fast.compress(sample))
-        return self._fast if fast <= (1 + _FAST_LOSS) * small else self._zstd
-
-    def _encrypt(self, part: int, counter: int, data: bytes, head: bytes) -> bytes:
-        return self._aead.encrypt(
-            _nonce(part, counter), data, _authenticated(part, self._identity, head)
-        )
-
-    def _encrypt_large(self, part: int, counter: int, data: bytes, head: bytes) -> memoryview:
-        """The same, into memory that nobody fills with zeroes first."""
-        out: memoryview = np.empty(len(data) + TAG_BYTES, np.uint8).data
-        nonce, authenticated = _nonce(part, counter), _authenticated(part, self._identity, head)
-        self._aead.encrypt_into(nonce, data, authenticated, out)
+    def _encrypt(self, part: int, counter: int, packed: Packed, head: bytes) -> memoryview:
+        """Pieces sealed as one, into memory that nobody fills with zeroes first."""
+        out: memoryview = np.empty(_length(packed) + TAG_BYTES, np.uint8).data
+        sealing = Cipher(self._key, GCM(_nonce(part, counter))).encryptor()
+        sealing.authenticate_additional_data(_authenticated(part, self._identity, head))
+        at = 0
+        for piece in packed:
+            at += sealing.update_into(piece, out[at:])
+        sealing.finalize()
+        out[at:] = sealing.tag
         return out
+
+
+def _length(packed: Packed) -> int:
+    return sum(map(len, packed))
 
 
 def _disk_bytes(records: Records) -> int:
