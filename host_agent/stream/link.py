@@ -19,6 +19,7 @@ from OpenSSL import SSL
 from host_agent.stream.errors import CertificateRefused, LinkLost
 from host_agent.stream.tunnel import open_tcp
 from host_agent.wire import message
+from host_agent.wire.errors import HoldfastError
 from host_agent.wire.message import Message
 from host_agent.wire.tls import (
     PARTIAL_WRITE,
@@ -34,8 +35,9 @@ from host_agent.wire.tls import (
 CONNECT_SECONDS = 10.0
 #: Without an acknowledgement by the peer's kernel for this long the connection is dead.
 _DEAD_SECONDS = 12
-#: Little waits in the kernel, so that an answer to a probe is not stuck behind megabytes.
-_UNSENT_BYTES_MAX = 256 * 1024
+#: Little waits in the kernel, so that an answer to a probe is not stuck behind megabytes; yet
+#: enough for a frame to be handed over in few turns.
+_UNSENT_BYTES_MAX = 1024 * 1024
 _TCP_NOTSENT_LOWAT = 25
 #: Other work of the loop gets its turn after this many bytes.
 _TURN_BYTES = 2048 * 1024
@@ -167,32 +169,62 @@ class TlsLink:
 
     async def send(self, chunks: Sequence[bytes | memoryview]) -> None:
         """Send all bytes; LinkLost. For one task at a time, and not after a cancelled send."""
-        for chunk in _joined(chunks):
+        if sum(map(len, chunks)) <= _JOIN_BYTES_MAX:
+            # As one they share TLS records and system calls.
+            await self._send_each([b"".join(chunks)])
+            return
+        # TLS gives the kernel one record after another: it is to fill its packets with them.
+        self._cork(is_on=True)
+        await self._send_each(chunks)
+        self._cork(is_on=False)
+
+    def _cork(self, *, is_on: bool) -> None:
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_on)
+        except OSError as error:
+            raise self._lost(error) from None
+
+    async def _send_each(self, chunks: Sequence[bytes | memoryview]) -> None:
+        for chunk in chunks:
             view = memoryview(chunk)
-            at = 0
-            while at < len(view):
-                pushed, blocked = self._push(view, at)
-                at += pushed
-                if blocked is None:
-                    await asyncio.sleep(0)
-                elif blocked is SSL.WantWriteError:
-                    await self._until(self._loop.add_writer, self._loop.remove_writer)
-                else:
-                    await asyncio.sleep(0.001)  # the receiving task reads what TLS waits for
+            for at in range(0, len(view), _TURN_BYTES):
+                await self._send_turn(view[at : at + _TURN_BYTES])
 
-    def _push(self, view: memoryview, start: int) -> tuple[int, type[SSL.Error] | None]:
-        """Bytes that left, a turn's worth or none, and what TLS waits for.
+    async def _send_turn(self, turn: memoryview) -> None:
+        if self._push(turn):
+            await asyncio.sleep(0)
+            return
+        descriptor = self._descriptor()
+        left: asyncio.Future[None] = self._loop.create_future()
+        # Only the turn's end wakes the task: each time that there is room costs a call, no more.
+        self._loop.add_writer(descriptor, self._push_on, turn, left)
+        try:
+            await left
+        finally:
+            if self._socket.fileno() >= 0:
+                self._loop.remove_writer(descriptor)
 
-        What did not leave as a whole has to be given again just so: TLS knows how far it was.
+    def _push_on(self, turn: memoryview, left: asyncio.Future[None]) -> None:
+        if left.done():
+            return
+        try:
+            if self._push(turn):
+                left.set_result(None)
+        except HoldfastError as error:
+            left.set_exception(error)
+
+    def _push(self, turn: memoryview) -> bool:
+        """Whether all of it left. Else it has to be given again just so: TLS knows how far it was.
+
+        TLS 1.3 never has to read before it can write.
         """
-        turn = view[start : start + _TURN_BYTES]
         try:
             self._socket.send(turn)
-        except (SSL.WantWriteError, SSL.WantReadError) as error:
-            return 0, type(error)
+        except (SSL.WantWriteError, SSL.WantReadError):
+            return False
         except (SSL.Error, OSError) as error:
             raise self._lost(error) from None
-        return len(turn), None
+        return True
 
     async def receive(self) -> Message:
         """The next message that is known; LinkLost, CertificateRefused or WireError."""
@@ -246,10 +278,14 @@ class TlsLink:
             )
         return LinkLost(f"{self.address}: {reason}.", retryable=True)
 
-    async def _until(self, add: _Watch, remove: _Unwatch) -> None:
+    def _descriptor(self) -> int:
         descriptor = self._socket.fileno()
         if descriptor < 0:
             raise LinkLost(f"The connection to {self.address} was closed.", retryable=True)
+        return int(descriptor)
+
+    async def _until(self, add: _Watch, remove: _Unwatch) -> None:
+        descriptor = self._descriptor()
         ready: asyncio.Future[None] = self._loop.create_future()
         add(descriptor, _resolve, ready)
         try:
@@ -262,9 +298,3 @@ class TlsLink:
 def _resolve(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
-
-
-def _joined(chunks: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
-    """Small chunks as one, so that they share TLS records and system calls."""
-    small = sum(map(len, chunks)) <= _JOIN_BYTES_MAX
-    return [b"".join(chunks)] if small and len(chunks) > 1 else chunks

@@ -235,6 +235,25 @@ async def test_megabytes_pass_a_slow_reader_while_messages_come_back(tmp_path: P
 
 
 @in_loop
+async def test_the_end_of_a_large_message_does_not_wait_for_more(tmp_path: Path) -> None:
+    """While it is handed over packets are filled up; what is left then leaves."""
+    async with serving(idle, server_context()) as port:
+        one = await connect(port, tmp_path)
+        seen = []
+        push = one._push
+
+        def spying(turn: memoryview) -> bool:
+            seen.append(one._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+            return push(turn)
+
+        one._push = spying  # type: ignore[method-assign]
+        await one.send([bytes(1_000_001)])
+        assert set(seen) == {1}
+        assert one._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+        await one.close()
+
+
+@in_loop
 async def test_a_reset_while_sending_is_a_lost_connection(tmp_path: Path) -> None:
     async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
