@@ -52,7 +52,8 @@ from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
 PUBLIC = frozenset(
     {"/v1/enums", "/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"}
 )
-_ROUTERS = (
+#: All of them.
+ROUTERS = (
     tenant,
     sites,
     pools,
@@ -118,8 +119,8 @@ def make_app(tools: Tools) -> FastAPI:
     app.state.hub = EventHub(tools.database)
     app.add_middleware(BodyLimit)
     handle_errors(app)
-    check_routers(_ROUTERS)
-    for router in _ROUTERS:
+    check_routers(ROUTERS)
+    for router in ROUTERS:
         app.include_router(router)
 
     @app.get("/health", tags=["service"], summary="Tell whether the service answers")
@@ -145,5 +146,5 @@ def make_app(tools: Tools) -> FastAPI:
             certificate=root.certificate_pem, sha256=root.fingerprint, time=tools.clock.now()
         )
 
-    describe(app, _ROUTERS)
+    describe(app, ROUTERS)
     return app

@@ -39,7 +39,7 @@ def _show(alert: Alert) -> AlertOutput:
     )
 
 
-def _filters(
+async def _filters(
     level: Annotated[Level | None, Query()] = None,
     code: Annotated[str | None, Query(max_length=80)] = None,
     subject: Annotated[str | None, Query(max_length=80)] = None,

@@ -20,6 +20,7 @@ from app.checkpoints.schemas import (
 )
 from app.checkpoints.state import CheckpointKind, CheckpointState
 from app.checkpoints.timeline import load_buckets, make_frame
+from app.http.dependencies import on_loop
 from app.http.listing import Cursor, Limit
 from app.http.routing import requires, tenant_router
 from app.http.schemas import Page
@@ -29,7 +30,7 @@ from app.kit.paging import LIMIT_DEFAULT
 from app.kit.problems import Problem
 from app.operations.schemas import OperationOutput
 from app.operations.service import show_operation
-from app.vpgs.service import get_status, get_vpg
+from app.vpgs.service import find_status, get_vpg
 
 router = tenant_router("checkpoints")
 Unit = Annotated[TenantUnit, Depends(tenant_unit)]
@@ -79,15 +80,14 @@ class _Page:
 async def list_checkpoints(
     unit: Unit,
     vpg_id: str,
-    span: Annotated[_Span, Depends()],
-    filters: Annotated[_Filters, Depends()],
-    page: Annotated[_Page, Depends()],
+    span: Annotated[_Span, Depends(on_loop(_Span))],
+    filters: Annotated[_Filters, Depends(on_loop(_Filters))],
+    page: Annotated[_Page, Depends(on_loop(_Page))],
 ) -> Page[CheckpointOutput]:
     """The newest first. A page may be short although there is another: go by `next_cursor`."""
-    vpg = await get_vpg(unit, vpg_id)
-    known = await get_status(unit.session, vpg)
+    known = await find_status(unit, vpg_id)
     wanted = reading.Wanted(
-        vpg.id,
+        known.vpg_id,
         page.limit,
         span.begin,
         span.end,
@@ -139,14 +139,13 @@ async def unpin_checkpoint(unit: Unit, vpg_id: str, checkpoint_id: str) -> Check
 async def get_timeline(
     unit: Unit,
     vpg_id: str,
-    span: Annotated[_Span, Depends()],
+    span: Annotated[_Span, Depends(on_loop(_Span))],
     buckets: Annotated[int, Query(ge=1, le=BUCKETS_MAX)] = BUCKETS_DEFAULT,
 ) -> TimelineOutput:
     """How many checkpoints there are in each stretch, and how good they are: a picture at any zoom
     for the same price. The last day if nothing is said.
     """
-    vpg = await get_vpg(unit, vpg_id)
-    known = await get_status(unit.session, vpg)
+    known = await find_status(unit, vpg_id)
     begin, end = _span(span, unit.now)
     frame = make_frame(begin, end, buckets)
     return TimelineOutput(
@@ -155,7 +154,7 @@ async def get_timeline(
         bucket_seconds=frame.width_ms / 1000,
         oldest_at=known.oldest_at,
         recoverable_at=known.recoverable_at,
-        buckets=await load_buckets(unit.session, vpg.id, frame, known.oldest_at),
+        buckets=await load_buckets(unit.session, known.vpg_id, frame, known.oldest_at),
     )
 
 

@@ -6,13 +6,14 @@ end. Reading and writing are different types; committing happens here and nowher
 
 from __future__ import annotations
 
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import URL, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, AdaptedConnection, event, text
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.database.roles import APP, PROVIDER, SYSTEM, TENANT_SETTING
@@ -63,9 +64,9 @@ class Database:
     """An engine a role. Closed by `close`."""
 
     def __init__(self, url: URL) -> None:
-        self._app = _engine(url, APP)
-        self._provider = _engine(url, PROVIDER)
-        self._system = _engine(url, SYSTEM)
+        self._app = make_engine(url, APP)
+        self._provider = make_engine(url, PROVIDER)
+        self._system = make_engine(url, SYSTEM)
 
     async def close(self) -> None:
         """Give all connections back."""
@@ -107,17 +108,31 @@ async def _session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
             raise
 
 
-def _engine(url: URL, role: str) -> AsyncEngine:
+def make_engine(url: URL, role: str) -> AsyncEngine:
+    """A pool of connections as this role."""
     options = (
         f"-c statement_timeout={_STATEMENT_MILLISECONDS_MAX} "
         f"-c lock_timeout={_LOCK_MILLISECONDS_MAX} "
         "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
     )
-    return create_async_engine(
+    engine = create_async_engine(
         url.set(drivername="postgresql+psycopg", username=role),
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         pool_timeout=_POOL_WAIT_SECONDS,
-        pool_pre_ping=True,
         connect_args={"options": options, "prepare_threshold": 5},
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_dead)
+    return engine
+
+
+def _refuse_dead(connection: AdaptedConnection, *_: object) -> None:
+    """InvalidatePoolError, by which the pool connects anew, where the server has hung up.
+
+    Its end of the connection is closed then: to look costs nothing, while a query to find out would
+    double what a small request costs.
+    """
+    ends = select.poll()
+    ends.register(connection.driver_connection.fileno(), select.POLLRDHUP)
+    if ends.poll(0):
+        raise InvalidatePoolError

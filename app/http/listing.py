@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Query
-from sqlalchemy import ColumnElement, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, literal, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.http.unit import TenantUnit
@@ -35,7 +35,7 @@ class Listing:
     sort: str | None = None
 
 
-def _read_listing(
+async def _read_listing(
     limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None, sort: Sort = None
 ) -> Listing:
     return Listing(limit, cursor, sort)
@@ -49,10 +49,18 @@ async def list_page(
     unit: TenantUnit, model: type[R], listing: Listing, filters: Sequence[ColumnElement[bool]] = ()
 ) -> tuple[Sequence[R], str | None]:
     """A page of the tenant's rows, and the cursor of the next; Problem for a bad sort or cursor."""
+    wanted = select(model).where(model.tenant_id == unit.session.tenant_id, *filters)
+    rows, following = await list_rows(unit, model, listing, wanted)
+    return [row[0] for row in rows], following
+
+
+async def list_rows(
+    unit: TenantUnit, model: type[R], listing: Listing, wanted: Select[R, *tuple[Any, ...]]
+) -> tuple[Sequence[Row[R, *tuple[Any, ...]]], str | None]:
+    """The same of a query that gives more beside each object, which comes first; one query."""
     column, descending = _sorted_by(model, listing.sort)
     order = (column, model.id)
     listed = f"{unit.session.tenant_id}:{model.__name__}:{listing.sort}"
-    wanted = select(model).where(model.tenant_id == unit.session.tenant_id, *filters)
     if listing.cursor is not None:
         value, last_id = read_cursor(unit.tools.sealer, listed, listing.cursor)
         value = datetime.fromisoformat(value) if column.key == "created_at" else value
@@ -60,12 +68,12 @@ async def list_page(
         key = tuple_(*order)
         wanted = wanted.where(key < after if descending else key > after)
     ordered = [part.desc() if descending else part.asc() for part in order]
-    found = await unit.session.orm.scalars(wanted.order_by(*ordered).limit(listing.limit + 1))
+    found = await unit.session.orm.execute(wanted.order_by(*ordered).limit(listing.limit + 1))
     rows = found.all()
     page = rows[: listing.limit]
     if len(rows) <= listing.limit:
         return page, None
-    last = page[-1]
+    last = page[-1][0]
     position = [_plain(getattr(last, column.key)), str(last.id)]
     return page, write_cursor(unit.tools.sealer, listed, position)
 

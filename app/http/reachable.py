@@ -78,8 +78,11 @@ def _values(function: FunctionType, code: CodeType) -> Iterator[Any]:
 
 def _functions(value: Any) -> Iterator[FunctionType]:
     if isinstance(value, FunctionType):
-        if value.__module__.startswith(_OURS):
-            yield unwrap(value)
+        inner = unwrap(value)
+        if inner is not value:
+            yield from _functions(inner)  # a function, or a class that is made on the event loop
+        elif value.__module__.startswith(_OURS):
+            yield value
     elif isinstance(value, type) and value.__module__.startswith(_OURS):
         yield from (
             unwrap(inner) for inner in vars(value).values() if isinstance(inner, FunctionType)

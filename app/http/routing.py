@@ -42,7 +42,7 @@ class Requires:
     def __init__(self, privilege: Privilege) -> None:
         self.privilege = privilege
 
-    def __call__(self, request: Request) -> None:
+    async def __call__(self, request: Request) -> None:
         principal: Principal = request.state.unit.principal
         principal.require(self.privilege)
 

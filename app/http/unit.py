@@ -73,13 +73,13 @@ class ProviderUnit:
         return self.circumstances.at
 
 
-def tenant_unit(request: Request) -> TenantUnit:
+async def tenant_unit(request: Request) -> TenantUnit:
     """Dependency: the unit that the route opened for this request."""
     unit: TenantUnit = request.state.unit
     return unit
 
 
-def provider_unit(request: Request) -> ProviderUnit:
+async def provider_unit(request: Request) -> ProviderUnit:
     """Dependency: the unit that the route opened for this request of the provider's staff."""
     unit: ProviderUnit = request.state.unit
     return unit

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from app.database.sessions import ProviderSession, TenantSession
 from app.identity.privileges import PRIVILEGES, PROVIDER_PRIVILEGES, Privilege, Role
@@ -20,6 +20,19 @@ from app.models.tenants import TenantState
 
 #: `last_used_at` is written at most so often, so that reading stays reading.
 _LAST_USED_GRAIN = timedelta(minutes=1)
+#: An API key, and the state of its tenant.
+_KEY = (
+    select(
+        ApiKey.fingerprint,
+        ApiKey.role,
+        ApiKey.expires_at,
+        ApiKey.revoked_at,
+        ApiKey.last_used_at,
+        Tenant.state,
+    )
+    .join(Tenant, Tenant.id == ApiKey.tenant_id)
+    .where(ApiKey.tenant_id == bindparam("tenant_id"), ApiKey.id == bindparam("key_id"))
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +69,18 @@ async def authenticate_tenant(
     session: TenantSession, token: Token, sealer: Sealer, now: datetime
 ) -> Principal:
     """The tenant's principal behind an API key's token; Problem `not_authenticated`."""
-    key = await session.orm.get(ApiKey, key_of(session.tenant_id, token.id))
-    tenant = await session.orm.get(Tenant, session.tenant_id)
-    if key is None or tenant is None or not token.matches(sealer, key.fingerprint):
+    whose = {"tenant_id": session.tenant_id, "key_id": token.id}
+    key = (await session.orm.execute(_KEY, whose)).one_or_none()
+    if key is None or not token.matches(sealer, key.fingerprint):
         raise refused()
     expired = key.expires_at is not None and key.expires_at <= now
-    if key.revoked_at is not None or expired or tenant.state != TenantState.ACTIVE:
+    if key.revoked_at is not None or expired or key.state != TenantState.ACTIVE:
         raise refused()
     if key.last_used_at is None or now - key.last_used_at > _LAST_USED_GRAIN:
-        mark = update(ApiKey).where(ApiKey.tenant_id == key.tenant_id, ApiKey.id == key.id)
+        mark = update(ApiKey).where(ApiKey.tenant_id == session.tenant_id, ApiKey.id == token.id)
         await session.orm.execute(mark.values(last_used_at=now))
-    return Principal(key.tenant_id, key.id, show(Kind.API_KEY, key.id), PRIVILEGES[Role(key.role)])
+    actor = show(Kind.API_KEY, token.id)
+    return Principal(session.tenant_id, token.id, actor, PRIVILEGES[Role(key.role)])
 
 
 async def authenticate_entry(

@@ -26,7 +26,7 @@ _READ = [requires(Privilege.MACHINES_READ)]
 _WRITE = [requires(Privilege.MACHINES_WRITE)]
 
 
-def _places(
+async def _places(
     host_id: Annotated[str | None, Query(max_length=80)] = None,
     pool_id: Annotated[str | None, Query(max_length=80)] = None,
 ) -> list[ColumnElement[bool]]:
@@ -44,7 +44,7 @@ def _places(
     return filters
 
 
-def _filters(
+async def _filters(
     places: Annotated[list[ColumnElement[bool]], Depends(_places)],
     name: Annotated[str | None, Query(max_length=200)] = None,
     is_protected: Annotated[bool | None, Query()] = None,

@@ -111,7 +111,7 @@ async def apply_policy(
     return policies.show_policy(tenant.id, done)
 
 
-def _asked(
+async def _asked(
     tenant_id: Annotated[str | None, Query(max_length=80)] = None,
     host_id: Annotated[str | None, Query(max_length=80)] = None,
     state: Annotated[PlacementState | None, Query()] = None,

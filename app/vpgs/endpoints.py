@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement
 from starlette.responses import JSONResponse
 
 from app.http.etags import check_etag, put_etag
-from app.http.listing import Asked, list_page
+from app.http.listing import Asked, list_rows
 from app.http.routing import requires, tenant_router
 from app.http.schemas import Page
 from app.http.unit import TenantUnit, tenant_unit
@@ -33,7 +33,7 @@ from app.vpgs.schemas import (
     VpgOutput,
     VpgWhole,
 )
-from app.vpgs.showing import show_vpgs
+from app.vpgs.showing import find_shown, show_now, show_vpg, shown_vpgs
 
 router = tenant_router("groups")
 Unit = Annotated[TenantUnit, Depends(tenant_unit)]
@@ -43,9 +43,9 @@ _ACCEPTED = status.HTTP_202_ACCEPTED
 
 
 async def _show(unit: TenantUnit, vpg: Vpg, response: Response) -> VpgOutput:
-    await unit.session.orm.flush()
+    shown = await show_now(unit, vpg)
     put_etag(response, vpg.version)
-    return (await show_vpgs(unit.session, [vpg], unit.now))[0]
+    return shown
 
 
 def _named(wanted: VpgWhole, name: str) -> VpgInput:
@@ -63,9 +63,9 @@ async def list_vpgs(
     unit: Unit, asked: Asked, filters: Annotated[list[ColumnElement[bool]], Depends(vpg_filters)]
 ) -> Page[VpgOutput]:
     """The tenant's groups, filtered and sorted, a page at a time. Removed ones only if asked."""
-    rows, following = await list_page(unit, Vpg, asked, filters)
-    shown = await show_vpgs(unit.session, rows, unit.now)
-    return Page(items=shown, next_cursor=following)
+    wanted = shown_vpgs(unit.session.tenant_id).where(*filters)
+    rows, following = await list_rows(unit, Vpg, asked, wanted)
+    return Page(items=[show_vpg(row, unit.now) for row in rows], next_cursor=following)
 
 
 @router.post(
@@ -81,7 +81,9 @@ async def create_vpg(unit: Unit, wanted: VpgInput, response: Response) -> VpgOut
 @router.get("/vpgs/{vpg_id}", dependencies=_READ, summary="Get a group")
 async def get_vpg(unit: Unit, vpg_id: str, response: Response) -> VpgOutput:
     """One group: what is wanted of it, and what is known of it now."""
-    return await _show(unit, await service.get_vpg(unit, vpg_id), response)
+    known = await find_shown(unit, vpg_id)
+    put_etag(response, known[0].version)
+    return show_vpg(known, unit.now)
 
 
 @router.put("/vpgs/{vpg_id}", dependencies=_WRITE, summary="Replace a group's settings")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query
 from sqlalchemy import ColumnElement, exists, func
 
+from app.http.dependencies import on_loop
 from app.http.labels import LabelQuery, label_filters
 from app.http.lookup import parse_filter
 from app.http.unit import TenantUnit, tenant_unit
@@ -32,11 +33,11 @@ class _States:
     link: Annotated[Link | None, Query()] = None
 
 
-def _when(unit: Annotated[TenantUnit, Depends(tenant_unit)]) -> datetime:
+async def _when(unit: Annotated[TenantUnit, Depends(tenant_unit)]) -> datetime:
     return unit.now
 
 
-def _sla(
+async def _sla(
     now: Annotated[datetime, Depends(_when)], sla: Annotated[Sla | None, Query()] = None
 ) -> list[ColumnElement[bool]]:
     """The same as `sla_of`, said to the database."""
@@ -57,22 +58,21 @@ def _sla(
         Sla.HISTORY_BREACHED: known & ~late & short,
         Sla.MEETING: known & ~late & ~short,
     }
-    same = (status.tenant_id == Vpg.tenant_id, status.vpg_id == Vpg.id)
-    return [exists().where(*same, conditions[sla])]
+    return [conditions[sla]]
 
 
 def _seconds(interval: Any) -> ColumnElement[Any]:
     return func.extract("epoch", interval)
 
 
-def vpg_filters(
-    states: Annotated[_States, Depends()],
+async def vpg_filters(
+    states: Annotated[_States, Depends(on_loop(_States))],
     sla: Annotated[list[ColumnElement[bool]], Depends(_sla)],
     label: LabelQuery = None,
     priority: Annotated[Priority | None, Query()] = None,
     machine_id: _Id = None,
 ) -> list[ColumnElement[bool]]:
-    """Conditions of a list; removed groups are in it only if they are asked for."""
+    """Conditions of `shown_vpgs`; removed groups are in it only if they are asked for."""
     filters = label_filters(Vpg.labels, label)
     if states.lifecycle is None:
         filters.append(Vpg.lifecycle != Lifecycle.REMOVED)
@@ -99,8 +99,4 @@ def _has(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 
 def _status_filters(states: _States) -> list[ColumnElement[bool]]:
     wanted = {VpgStatus.sync: states.sync, VpgStatus.link: states.link}
-    conditions = [column == value for column, value in wanted.items() if value is not None]
-    if not conditions:
-        return []
-    same = (VpgStatus.tenant_id == Vpg.tenant_id, VpgStatus.vpg_id == Vpg.id)
-    return [exists().where(*same, *conditions)]
+    return [column == value for column, value in wanted.items() if value is not None]

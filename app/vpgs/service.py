@@ -18,7 +18,7 @@ from app.hosts.service import load_hosts
 from app.http.lookup import find
 from app.http.unit import TenantUnit
 from app.keys.service import new_group_key
-from app.kit.ids import Kind, new_uuid, show
+from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.kit.transitions import IllegalTransition
 from app.models import Disk, Operation, Site, Vpg, VpgDisk, VpgStatus
@@ -69,6 +69,19 @@ async def get_vpg(unit: TenantUnit, vpg_id: str, *, lock: bool = False) -> Vpg:
 async def get_status(session: TenantSession, vpg: Vpg) -> VpgStatus:
     """What is known of a group."""
     return await session.orm.get_one(VpgStatus, {"tenant_id": vpg.tenant_id, "vpg_id": vpg.id})
+
+
+async def find_status(unit: TenantUnit, vpg_id: str) -> VpgStatus:
+    """What is known of the tenant's group; Problem `not_found` for every other id."""
+    try:
+        key = parse(Kind.VPG, vpg_id)
+    except BadId:
+        raise not_found() from None
+    where = {"tenant_id": unit.session.tenant_id, "vpg_id": key}
+    found = await unit.session.orm.get(VpgStatus, where)
+    if found is None:
+        raise not_found()
+    return found
 
 
 async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:

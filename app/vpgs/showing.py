@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, Select, func, select, true
 
-from app.database.sessions import TenantSession
-from app.kit.ids import Kind, show
+from app.http.unit import TenantUnit
+from app.kit.ids import BadId, Kind, parse, show
+from app.kit.problems import not_found
 from app.models import Disk, Vpg, VpgDisk, VpgStatus
 from app.vpgs.schemas import VpgOutput
 from app.vpgs.settings import Settings
@@ -27,40 +27,51 @@ from app.vpgs.state import (
     sla_of,
 )
 
+#: A group, what is known of it, its machines, its disks and their bytes.
+Known = Row[Vpg, VpgStatus, int, int, Decimal]
 
-class _Size(NamedTuple):
-    machines: int
-    disks: int
-    bytes: int
-
-
-async def show_vpgs(session: TenantSession, vpgs: Sequence[Vpg], now: datetime) -> list[VpgOutput]:
-    """As the API shows them; two queries, however many."""
-    ids = [vpg.id for vpg in vpgs]
-    found = await session.orm.scalars(
-        select(VpgStatus)
-        .where(VpgStatus.tenant_id == session.tenant_id, VpgStatus.vpg_id.in_(ids))
-        .execution_options(populate_existing=True)
+_SIZES = (
+    select(
+        func.count(VpgDisk.machine_id.distinct()).label("machines"),
+        func.count().label("disks"),
+        func.coalesce(func.sum(Disk.bytes), 0).label("bytes"),
     )
-    statuses = {status.vpg_id: status for status in found}
-    sizes = await _sizes(session, ids)
-    empty = _Size(0, 0, 0)
-    return [_show(vpg, statuses[vpg.id], sizes.get(vpg.id, empty), now) for vpg in vpgs]
+    .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
+    .where(VpgDisk.tenant_id == Vpg.tenant_id, VpgDisk.vpg_id == Vpg.id)
+    .correlate(Vpg)
+    .lateral("sizes")
+)
+_SHOWN = (
+    select(Vpg, VpgStatus, _SIZES.c.machines, _SIZES.c.disks, _SIZES.c.bytes)
+    .join(VpgStatus, (VpgStatus.tenant_id == Vpg.tenant_id) & (VpgStatus.vpg_id == Vpg.id))
+    .join(_SIZES, true())
+    .execution_options(populate_existing=True)
+)
 
 
-async def _sizes(session: TenantSession, ids: Sequence[UUID]) -> dict[UUID, _Size]:
-    found = await session.orm.execute(
-        select(
-            VpgDisk.vpg_id,
-            func.count(VpgDisk.machine_id.distinct()),
-            func.count(),
-            func.sum(Disk.bytes),
-        )
-        .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
-        .where(VpgDisk.tenant_id == session.tenant_id, VpgDisk.vpg_id.in_(ids))
-        .group_by(VpgDisk.vpg_id)
-    )
-    return {row[0]: _Size(row[1], row[2], int(row[3])) for row in found}
+def shown_vpgs(tenant_id: UUID) -> Select[Vpg, VpgStatus, int, int, Decimal]:
+    """All that is shown of the tenant's groups, in one query."""
+    return _SHOWN.where(Vpg.tenant_id == tenant_id)
+
+
+async def find_shown(unit: TenantUnit, vpg_id: str) -> Known:
+    """What is shown of one group; Problem `not_found` for every other id."""
+    try:
+        key = parse(Kind.VPG, vpg_id)
+    except BadId:
+        raise not_found() from None
+    wanted = shown_vpgs(unit.session.tenant_id).where(Vpg.id == key)
+    found = (await unit.session.orm.execute(wanted)).one_or_none()
+    if found is None:
+        raise not_found()
+    return found
+
+
+async def show_now(unit: TenantUnit, vpg: Vpg) -> VpgOutput:
+    """A group that this request has changed, as the API shows it; one query."""
+    await unit.session.orm.flush()
+    wanted = shown_vpgs(unit.session.tenant_id).where(Vpg.id == vpg.id)
+    return show_vpg((await unit.session.orm.execute(wanted)).one(), unit.now)
 
 
 def facts_of(status: VpgStatus) -> Facts:
@@ -72,7 +83,9 @@ def _id(kind: Kind, key: UUID | None) -> str | None:
     return None if key is None else show(kind, key)
 
 
-def _show(vpg: Vpg, status: VpgStatus, size: _Size, now: datetime) -> VpgOutput:
+def show_vpg(known: Known, now: datetime) -> VpgOutput:
+    """As the API shows it."""
+    vpg, status, machines, disks, size = known
     settings, facts = Settings(**vpg.settings), facts_of(status)
     promise = Promise(settings.rpo_seconds, settings.history_hours * 3600)
     lifecycle = Lifecycle(vpg.lifecycle)
@@ -99,8 +112,8 @@ def _show(vpg: Vpg, status: VpgStatus, size: _Size, now: datetime) -> VpgOutput:
         backlog_bytes=status.backlog_bytes,
         gap_reason=status.gap_reason,
         reported_at=status.reported_at,
-        machines=size.machines,
-        disks=size.disks,
-        protected_bytes=size.bytes,
+        machines=machines,
+        disks=disks,
+        protected_bytes=int(size),
         created_at=vpg.created_at,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import ProgrammingError
 
+from app.database import sessions
 from app.database.migrate import downgrade, upgrade
 from app.database.roles import APP
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
@@ -72,6 +73,29 @@ async def test_a_database_that_is_gone_is_said_to_be_gone(cluster: Cluster) -> N
             assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
             assert answer.headers["retry-after"] == "2"
             assert (await tenant.get("/v1/sites")).status_code == 200
+
+
+@pytest.mark.parametrize("is_looked_at", [True, False])
+async def test_a_connection_that_the_database_ended_is_replaced_before_it_is_used(
+    service: Service, is_looked_at: bool
+) -> None:
+    tenant = await service.make_tenant()
+    if not is_looked_at:
+        pool = service.tools.database._app.sync_engine
+        event.remove(pool, "checkout", sessions._refuse_dead)
+    engine = create_engine(service.url)
+    with engine.connect() as connection:
+        ended = connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND usename = :role"
+            ),
+            {"role": APP},
+        ).all()
+    engine.dispose()
+    assert ended
+    answer = await tenant.get("/v1/sites")
+    assert answer.status_code == (200 if is_looked_at else 503)
 
 
 async def test_a_secret_is_shown_once(service: Service) -> None:
