@@ -27,7 +27,7 @@ from app.keys.port import (
     RestoreProcess,
     WrappedKey,
 )
-from app.keys.records import KeyLog
+from app.keys.records import Entry, KeyLog, entry_of
 from app.kit.clock import Clock
 from host_agent.wire.envelope import seal_to
 from host_agent.wire.errors import BadKeyFile, HoldfastError
@@ -44,6 +44,8 @@ from host_agent.wire.names import check_name
 from host_agent.wire.ticket import DoorKey, seal_group_key
 
 _T = TypeVar("_T")
+#: So many entries are flushed together: a failed flush fails so many calls.
+_TOGETHER_MAX = 64
 
 
 class KeysBusy(HoldfastError):
@@ -56,6 +58,7 @@ class LocalKeys:
     """The port's implementation; KeysBusy in a directory that another process has.
 
     Files are read and written on a thread, one call at a time, and no key is kept between calls.
+    Calls that come while the log is flushed are written down together by the next flush.
     """
 
     def __init__(self, directory: Path, root: x509.Certificate, clock: Clock) -> None:
@@ -65,6 +68,8 @@ class LocalKeys:
         self._held = _hold(directory)
         self._log = KeyLog(directory / "log.jsonl")
         self._lock = asyncio.Lock()
+        self._unwritten: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Let another process have the directory. Idempotent."""
@@ -76,18 +81,36 @@ class LocalKeys:
     async def _run(self, act: str, work: Callable[[], _T], **details: str) -> _T:
         """Do it and write down that it was done, or refused, before anybody hears of it."""
 
-        def noted() -> _T:
-            try:
-                done = work()
-            except (HoldfastError, OSError) as error:
-                problem = _problem_of(error)
-                self._log.note(self._clock.now(), act, outcome=problem.code, **details)
-                raise problem from None
-            self._log.note(self._clock.now(), act, outcome="done", **details)
-            return done
+        try:
+            async with self._lock:
+                done = await asyncio.to_thread(work)
+        except (HoldfastError, OSError) as error:
+            problem = _problem_of(error)
+            await self._note(entry_of(self._clock.now(), act, outcome=problem.code, **details))
+            raise problem from None
+        await self._note(entry_of(self._clock.now(), act, outcome="done", **details))
+        return done
 
-        async with self._lock:
-            return await asyncio.to_thread(noted)
+    async def _note(self, entry: Entry) -> None:
+        """Return when it is on the disk; LogDamaged."""
+        written = asyncio.get_running_loop().create_future()
+        self._unwritten.append((entry, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        await written
+
+    async def _write(self) -> None:
+        while self._unwritten:
+            batch = self._unwritten[:_TOGETHER_MAX]
+            del self._unwritten[:_TOGETHER_MAX]
+            failure: BaseException | None = None
+            try:
+                await asyncio.to_thread(self._log.note, [entry for entry, _ in batch])
+            except HoldfastError as error:
+                failure = error
+            for _, written in batch:
+                if not written.done():  # whoever asked may have gone
+                    written.set_exception(failure) if failure else written.set_result(None)
 
     async def make_tenant_key(self, tenant: str) -> str:
         def work() -> str:
@@ -189,7 +212,8 @@ class LocalKeys:
         if not path.exists():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             _write_new(path, b"")
-            self._log.note(self._clock.now(), "deny_host", tenant=tenant, host=host)
+            entry = entry_of(self._clock.now(), "deny_host", tenant=tenant, host=host)
+            self._log.note([entry])
 
 
 def _problem_of(error: HoldfastError | OSError) -> KeyProblem:

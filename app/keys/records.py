@@ -10,12 +10,14 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from host_agent.wire.errors import HoldfastError
 
+Entry = Mapping[str, str]
 NOTHING_BEFORE = "0" * 64
 _LINE_BYTES_MAX = 16 * 1024
 
@@ -27,13 +29,14 @@ class LogDamaged(HoldfastError):
 
 
 class KeyLog:
-    """Appends to a file of mode 0600. One process at a time."""
+    """Appends to a file of mode 0600. One process at a time; any of its threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
         self._before = _head(self._descriptor, path)
+        self._lock = threading.Lock()
         self._size = os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
@@ -42,12 +45,19 @@ class KeyLog:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def note(self, at: datetime, act: str, **details: str) -> None:
-        """Write an entry durably; LogDamaged."""
-        entry = {"at": at.isoformat(), "act": act, **details, "before": self._before}
-        line = json.dumps(entry, sort_keys=True).encode()
+    def note(self, entries: Sequence[Entry]) -> None:
+        """Write entries durably, all or none, with one flush of the disk; LogDamaged."""
+        with self._lock:
+            before, lines = self._before, []
+            for entry in entries:
+                lines.append(json.dumps({**entry, "before": before}, sort_keys=True).encode())
+                before = _hash(lines[-1])
+            self._write(b"".join(line + b"\n" for line in lines))
+            self._before = before
+
+    def _write(self, data: bytes) -> None:
         try:
-            if os.write(self._descriptor, line + b"\n") != len(line) + 1:
+            if os.write(self._descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._descriptor)
         except OSError as error:
@@ -58,8 +68,12 @@ class KeyLog:
                 hint="Make room for it: keys are opened when it can be written down.",
                 retryable=True,
             ) from None
-        self._before = _hash(line)
-        self._size += len(line) + 1
+        self._size += len(data)
+
+
+def entry_of(at: datetime, act: str, **details: str) -> Entry:
+    """An entry before it is chained."""
+    return {"at": at.isoformat(), "act": act, **details}
 
 
 def read_log(path: Path) -> list[Mapping[str, str]]:

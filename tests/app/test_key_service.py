@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -349,6 +350,33 @@ async def test_without_its_log_no_key_is_opened(
         await made.keys.issue_data_key(asked.request, wrapped, NOBODY)
     monkeypatch.undo()
     await made.keys.issue_data_key(asked.request, wrapped, NOBODY)
+
+
+async def test_calls_at_once_are_written_down_together_or_none_is(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, log = await made.keys.make_tenant_key(TENANT), made.directory / "log.jsonl"
+    flushes, flush, is_full = [], os.fsync, False
+
+    def slow(descriptor: int) -> None:
+        flushes.append(descriptor)
+        time.sleep(0.05)
+        if is_full:
+            raise OSError(28, "No space left on device")
+        flush(descriptor)
+
+    async def twenty() -> list[WrappedKey | BaseException]:
+        calls = [made.keys.new_group_key(TENANT, f"g{number}", key_id) for number in range(20)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    assert all(isinstance(one, WrappedKey) for one in await twenty())
+    assert (len(read_log(log)), len(flushes) < 10) == (21, True)
+    is_full = True
+    assert all(isinstance(one, HoldfastError) for one in await twenty())
+    is_full = False
+    await made.keys.new_group_key(TENANT, "last", key_id)
+    assert len(read_log(log)) == 22
 
 
 def restore_process(
