@@ -16,6 +16,7 @@ from prometheus_client import generate_latest
 from pydantic import Field
 
 from app.database.sessions import Database
+from app.database.settings import DatabaseSettings
 from app.datanodes.gateway import NodeGateway, NodeTools
 from app.dsm import assignments
 from app.dsm.assignments import Place, Route
@@ -40,7 +41,7 @@ from app.keys.port import KeyService, NoKeys
 from app.kit.clock import SystemClock
 from app.kit.problems import Problem
 from app.kit.sealing import Sealer
-from app.kit.settings import Address, BadSettings, DatabaseSettings, host_and_port
+from app.kit.settings import Address, BadSettings, host_and_port
 
 #: A new owner is noticed so soon; a takeover must be over 10 s after the death of the old one.
 _ROUTES_SECONDS = 0.5

@@ -1,6 +1,6 @@
 """What has to be there before the service's processes start, made by a process that then ends.
 
-Prints one JSON object: what was prepared, or the error.
+Reads a line when the database is ready. Prints one JSON object: what was prepared, or the error.
 """
 
 from __future__ import annotations
@@ -12,22 +12,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import URL, create_engine, insert, select, text
 
 from app.database.migrate import prepare_database, upgrade
 from app.database.sessions import Database
-from app.datanodes.schemas import DataNodeInput, JournalStoreInput
-from app.datanodes.service import create_node, invite_node, list_nodes
-from app.datanodes.stores import DEFAULT_STORE, create_store, list_stores
-from app.datanodes.tokens import join_text
-from app.embedded.folder import Folder, write_private
+from app.embedded.folder import Folder
 from app.embedded.postgres import DATABASE, Postgres
 from app.embedded.trust import root_of, sealer_of, write_server_file
-from app.events.ledger import Circumstances
-from app.http.unit import ProviderUnit, Tools
-from app.identity.principals import Principal
 from app.identity.tokens import make_token
 from app.kit.clock import SystemClock
 from app.kit.ids import new_uuid
@@ -36,7 +28,6 @@ from app.models import ProviderKey
 from host_agent.wire.errors import HoldfastError
 
 FIRST_KEY = "first provider"
-_ACTOR, _NODE = "holdfast up", "local"
 
 
 @dataclass(frozen=True)
@@ -59,9 +50,10 @@ def prepare(folder: Folder, wanted: Wanted) -> dict[str, Any]:
     folder.used.touch()
     token = asyncio.run(first_provider_key(url, sealer))
     if not node_has_joined(folder):
-        asyncio.run(
-            _let_node_join(folder, Tools(Database(url), sealer, SystemClock(), root), wanted)
-        )
+        # Only a first start needs what makes one, and waits for its imports.
+        from app.embedded.joining import let_node_join
+
+        asyncio.run(let_node_join(folder, url, wanted.data_door, wanted.territory))
     return {
         "database_url": url.render_as_string(hide_password=False),
         "root_sha256": root.fingerprint,
@@ -108,35 +100,6 @@ def node_has_joined(folder: Folder) -> bool:
     return (folder.data_node / "node.pem").exists()
 
 
-async def _let_node_join(folder: Folder, tools: Tools, wanted: Wanted) -> None:
-    """The store in the folder and the one data node, made if absent; a token in a file of 0600."""
-    now = tools.clock.now()
-    principal = Principal(None, UUID(int=0), _ACTOR, frozenset())
-    by = Circumstances(_ACTOR, "", "", now)
-    try:
-        async with tools.database.provider() as session:
-            unit = ProviderUnit(session, principal, tools, by)
-            if not await list_stores(session):
-                store = {"name": DEFAULT_STORE, "url": folder.store_url, "wall": "folder"}
-                await create_store(
-                    unit,
-                    JournalStoreInput(**store, territory=wanted.territory),  # type: ignore[arg-type]
-                )
-            nodes = await list_nodes(session)
-            if nodes:
-                token = invite_node(unit, nodes[0])
-            else:
-                node = DataNodeInput(
-                    name=_NODE, territory=wanted.territory, doors=[wanted.data_door]
-                )
-                _, token = await create_node(unit, node)
-            await session.commit()
-    finally:
-        await tools.database.close()
-    folder.data_node_token.unlink(missing_ok=True)
-    write_private(folder.data_node_token, f"{join_text(token, tools.root.fingerprint)}\n".encode())
-
-
 def main() -> int:
     """The process."""
     parser = argparse.ArgumentParser()
@@ -146,6 +109,7 @@ def main() -> int:
     parser.add_argument("--names", nargs="+", required=True)
     told = parser.parse_args()
     wanted = Wanted(told.names, told.data_door, told.territory)
+    sys.stdin.readline()  # the database is ready
     try:
         print(json.dumps(prepare(Folder(told.directory), wanted)))
     except HoldfastError as error:

@@ -36,14 +36,14 @@ class Installation:
 
 def programs_of(installation: Installation) -> list[list[Program]]:
     """In the order of their start, those of a list at once; they end in the reverse order."""
+    # What answers people comes first: it must not share the processors with what they do not see.
     first = [
         valkey_program(_valkey_home(installation)),
         _keys(installation),
         _api(installation),
-        _dsm(installation),
     ]
     # At its first start the data node joins, by the API.
-    return [first, [_data_node(installation), _worker(installation)]]
+    return [first, [_dsm(installation), _data_node(installation), _worker(installation)]]
 
 
 def _shared(installation: Installation) -> dict[str, str]:

@@ -18,11 +18,12 @@ from sqlalchemy import URL, create_engine, make_url, text
 
 from app.database.migrate import prepare_database, upgrade
 from app.database.roles import ROLES
+from app.database.settings import DatabaseUrl
 from app.embedded.folder import Folder, open_folder, write_private
 from app.embedded.prepare import first_provider_key
 from app.embedded.trust import root_of, sealer_of, write_server_file
 from app.kit.clock import SystemClock
-from app.kit.settings import DatabaseUrl, Settings
+from app.kit.settings import Settings
 
 _PASSWORD_BYTES = 32
 

@@ -110,9 +110,15 @@ def _stopped_by_signals(supervisor: Supervisor) -> asyncio.Event:
 
 async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> Started:
     """The database, what it needs, then everything else; HoldfastError."""
-    database = await asyncio.to_thread(Postgres(folder.postgres).program)
-    await supervisor.start([database])
-    made = await _prepare(folder, options)
+    is_ready = asyncio.Event()
+    preparing = asyncio.create_task(_prepare(folder, options, is_ready))
+    try:
+        database = await asyncio.to_thread(Postgres(folder.postgres).program)
+        await supervisor.start([database])
+        is_ready.set()
+        made = await preparing
+    finally:
+        preparing.cancel()
     token = made["provider_token"]
     if token is not None and not os.isatty(sys.stdout.fileno()):
         folder.provider_key.unlink(missing_ok=True)
@@ -129,17 +135,22 @@ async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> 
     return Started(_url(options), made["root_sha256"], folder.root_file, token)
 
 
-async def _prepare(folder: Folder, options: UpOptions) -> dict[str, Any]:
+async def _prepare(folder: Folder, options: UpOptions, is_ready: asyncio.Event) -> dict[str, Any]:
+    """Done once the database is ready; its process is started at once, for its imports take longer
+    than the database's start.
+    """
     door = address(options.reached_as, options.data_port)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app.embedded.prepare", str(folder.path),
         "--data-door", door, "--territory", options.territory,
         "--names", *_SERVER_NAMES, *options.names,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        said, complaint = await process.communicate()
+        await is_ready.wait()
+        said, complaint = await process.communicate(b"\n")
     finally:
         if process.returncode is None:
             process.kill()

@@ -8,18 +8,20 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import Field
 
 from app.api import make_app
 from app.certificates.authority import Authority, load_authority
 from app.database.sessions import Database
+from app.database.settings import DatabaseSettings
 from app.events.hub import EventHub
 from app.http.unit import Tools
 from app.keys.client import SocketKeys
 from app.keys.port import NoKeys
 from app.kit.clock import SystemClock
 from app.kit.sealing import Sealer
-from app.kit.settings import Address, BadSettings, DatabaseSettings, host_and_port
+from app.kit.settings import Address, BadSettings, host_and_port
 
 _KEEP_ALIVE_SECONDS = 30
 _STOP_SECONDS_MAX = 10
@@ -76,8 +78,16 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(settings: ApiSettings, tools: Tools) -> None:
-    host, port = host_and_port(settings.api_listen)
     app = make_app(tools)
+    try:
+        await _Server(server_config(settings, app), app.state.hub).serve()
+    finally:
+        await tools.database.close()
+
+
+def server_config(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
+    """How an application is served; BadSettings."""
+    host, port = host_and_port(settings.api_listen)
     config = uvicorn.Config(
         app,
         host=host,
@@ -98,7 +108,4 @@ async def _serve(settings: ApiSettings, tools: Tools) -> None:
         ) from None
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        await _Server(config, app.state.hub).serve()
-    finally:
-        await tools.database.close()
+    return config

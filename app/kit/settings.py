@@ -8,13 +8,10 @@ platforms hand over secrets.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from host_agent.wire.errors import HoldfastError
 
@@ -35,20 +32,8 @@ def _address(text: str) -> str:
     return text
 
 
-def _database(text: str) -> str:
-    try:
-        url = make_url(text)
-    except ArgumentError:
-        raise ValueError("write it as postgresql://HOST/DATABASE") from None
-    if url.get_backend_name() != "postgresql":
-        raise ValueError("only PostgreSQL will do")
-    return text
-
-
 #: HOST:PORT; an IPv6 address in brackets.
 Address = Annotated[str, AfterValidator(_address)]
-#: Where the database is. Each session adds its role; passwords come from PGPASSFILE.
-DatabaseUrl = Annotated[str, AfterValidator(_database)]
 
 
 class Settings(BaseSettings):
@@ -57,28 +42,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
-
-
-class DatabaseSettings(Settings):
-    """For processes with a database."""
-
-    database_url: DatabaseUrl
-    secret_file: Path = Field(description="32 bytes that seal and sign what the database holds.")
-
-    @property
-    def database(self) -> URL:
-        """The address as SQLAlchemy takes it."""
-        return make_url(self.database_url).set(drivername="postgresql+psycopg")
-
-    @property
-    def secret(self) -> bytes:
-        """The deployment's secret; BadSettings."""
-        try:
-            return self.secret_file.read_bytes()
-        except OSError as error:
-            raise BadSettings(
-                f"{PREFIX}SECRET_FILE: {self.secret_file} cannot be read: {error.strerror}."
-            ) from None
 
 
 Kind = TypeVar("Kind", bound=Settings)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.kit.settings import Address, BadSettings, DatabaseSettings, host_and_port, read_settings
+from app.database.settings import DatabaseSettings
+from app.kit.settings import Address, BadSettings, host_and_port, read_settings
 
 
 class _Settings(DatabaseSettings):

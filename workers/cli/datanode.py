@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from host_agent.wire.errors import HoldfastError
 from workers.cli.output import print_json
+from workers.cli.processes import run_datanode
 
 datanode_app = typer.Typer(
     help="A data node. Without a word it runs, told by environment variables.",
@@ -32,9 +32,7 @@ def run(context: typer.Context) -> None:
     """Receive streams and serve restores for every tenant that the control plane names."""
     if context.invoked_subcommand is not None:
         return
-    from workers.supervisor.command import read_settings, run_datanode
-
-    raise typer.Exit(run_datanode(read_settings(os.environ)))
+    raise typer.Exit(run_datanode())
 
 
 @datanode_app.command("join")

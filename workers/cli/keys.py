@@ -13,6 +13,7 @@ from host_agent.wire.keys import GroupKey, TenantKey
 from workers.cli.keyfiles import check_new, read_tenant_key, write_new
 from workers.cli.options import OutputOptions, command
 from workers.cli.output import print_json
+from workers.cli.processes import run_keys
 
 keys_app = typer.Typer()
 
@@ -30,14 +31,10 @@ def serve_keys(
     """Run the key service, or make key files. Whoever loses a tenant's key loses its journals."""
     if context.invoked_subcommand is not None:
         return
-    # Making key files must not wait for what only the service uses.
-    from app.keys.process import KeysSettings, run_keys
-    from app.kit.settings import PREFIX, read_settings
-
     for name, value in (("KEYS_DIRECTORY", directory), ("KEYS_SOCKET", socket)):
         if value is not None:
-            os.environ[PREFIX + name] = str(value)
-    raise typer.Exit(run_keys(read_settings(KeysSettings)))
+            os.environ[f"HOLDFAST_{name}"] = str(value)
+    raise typer.Exit(run_keys())
 
 
 @dataclass(kw_only=True)

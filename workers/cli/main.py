@@ -10,6 +10,7 @@ from typing import TypeVar
 from host_agent.wire.errors import HoldfastError
 from workers.cli.imports import importing
 from workers.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, print_error
+from workers.cli.processes import PROCESSES
 
 _Options = TypeVar("_Options")
 
@@ -35,6 +36,16 @@ def _ran(command: Callable[[_Options], None], options: _Options | None) -> bool:
     return options is not None
 
 
+def _run(words: list[str]) -> None:
+    """A process of the service, a restore, or what typer makes of the words."""
+    if len(words) == 1 and words[0] in PROCESSES:
+        sys.exit(PROCESSES[words[0]]())
+    if not _restore_at_once(words):
+        from workers.cli.program import make_app
+
+        make_app(*words[:1])()
+
+
 class InternalError(HoldfastError):
     """Something that should not be possible."""
 
@@ -45,10 +56,7 @@ def main() -> None:
     """Run the command; end with 0, 1 (a named error), 2 (usage) or 130 (interrupted)."""
     as_json = "--json" in sys.argv
     try:
-        if not _restore_at_once(sys.argv[1:]):
-            from workers.cli.program import make_app
-
-            make_app(*sys.argv[1:2])()
+        _run(sys.argv[1:])
     except HoldfastError as error:
         print_error(error, as_json=as_json)
         sys.exit(EXIT_FAILED)

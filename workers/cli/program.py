@@ -12,7 +12,7 @@ from workers.cli.options import command
 
 def make_app(first: str = "") -> typer.Typer:
     """The program. With the first word of the command line, only what that word needs is there: who
-    restores must not wait for the imports of everything else."""
+    restores or starts must not wait for the imports of everything else."""
     app = typer.Typer(
         name="holdfast",
         help="Every write journalled, any moment brought back.",
@@ -21,12 +21,8 @@ def make_app(first: str = "") -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(root)
-    if first == "restore":
-        _add_restore(app)
-    elif first == "datanode":
-        _add_datanode(app)
-    else:
-        _add_all(app)
+    alone = {"restore": _add_restore, "datanode": _add_datanode, "up": _add_up}
+    alone.get(first, _add_all)(app)
     return app
 
 
@@ -42,24 +38,28 @@ def _add_datanode(app: typer.Typer) -> None:
     app.add_typer(datanode_app, name="datanode")
 
 
+def _add_up(app: typer.Typer) -> None:
+    from workers.cli.up import UpCommandOptions, up_command
+
+    command(app, "up", UpCommandOptions)(up_command)
+
+
 def _add_all(app: typer.Typer) -> None:
     _add_restore(app)
     _add_datanode(app)
+    _add_up(app)
     from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.datanodes import GROUPS as DATA_NODES
-    from workers.cli.dsm import dsm_command
     from workers.cli.happening import GROUPS as PROTECTION
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
     from workers.cli.provider import GROUPS as PROVIDER
-    from workers.cli.services import api_command, setup_command, worker_command
-    from workers.cli.up import UpCommandOptions, up_command
+    from workers.cli.services import api_command, dsm_command, setup_command, worker_command
 
     app.add_typer(keys_app, name="keys")
     app.add_typer(journal_app, name="journal")
     command(app, "verify", VerifyOptions)(verify_command)
-    command(app, "up", UpCommandOptions)(up_command)
     app.command("api")(api_command)
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)

@@ -7,25 +7,22 @@ from typing import Annotated
 
 import typer
 
+from workers.cli import processes
+
 
 def api_command() -> None:
     """Serve the REST API. It is told by environment variables: see docker-compose.yml."""
-    from app.http.process import ApiSettings, run_api
-    from app.kit.settings import read_settings
+    raise typer.Exit(processes.run_api())
 
-    raise typer.Exit(run_api(read_settings(ApiSettings)))
+
+def dsm_command() -> None:
+    """Manage hosts: their control door, checkpoints, health. Told by HOLDFAST_ variables."""
+    raise typer.Exit(processes.run_dsm())
 
 
 def worker_command() -> None:
     """Do what is due: Celery's worker. It is told by environment variables."""
-    from app.kit.settings import read_settings
-    from workers.tasks.celery import configured
-    from workers.tasks.runner import WorkerSettings
-
-    settings = read_settings(WorkerSettings)
-    # The pool's own children are told what we are by the environment.
-    words = ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    configured(settings).worker_main([*words, f"--loglevel={settings.log_level}"])
+    raise typer.Exit(processes.run_worker())
 
 
 def setup_command(

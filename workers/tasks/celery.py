@@ -31,6 +31,8 @@ def configured(settings: WorkerSettings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_concurrency=settings.worker_processes,
+        # A pool of one would be a second process for nothing: what opens keys has its own anyway.
+        worker_pool="solo" if settings.worker_processes == 1 else "prefork",
         worker_send_task_events=False,
     )
     return celery_app
@@ -38,7 +40,7 @@ def configured(settings: WorkerSettings) -> Celery:
 
 @worker_process_init.connect(weak=False)
 def _begin(**_: object) -> None:
-    """After the fork: this child's own event loop and connections."""
+    """In each process that does jobs, after the fork if there was one: its loop and connections."""
     global _runner
     _runner = Runner(read_settings(WorkerSettings))
 

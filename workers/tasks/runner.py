@@ -12,12 +12,12 @@ from pydantic import Field
 
 from app.alerts.service import Raised, clear_alerts, raise_alerts
 from app.database.sessions import Database
+from app.database.settings import DatabaseSettings
 from app.events.ledger import Circumstances, write_ledger
 from app.jobs.plan import FAILURES_TOLD, PERIODS
 from app.jobs.service import Claim, JobKey, claim_job, fail_job, finish_job, renew_job
 from app.kit.clock import Clock, SystemClock
 from app.kit.ids import Kind, show
-from app.kit.settings import DatabaseSettings
 from host_agent.wire.errors import HoldfastError
 from workers.tasks.steps import STEPS, StepTools
 
