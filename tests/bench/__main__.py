@@ -14,7 +14,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import cold, dsm, fold, footprint, latency, pipeline, pitmap, restore, resync, tap
+from tests.bench import (
+    api,
+    cold,
+    dsm,
+    fold,
+    footprint,
+    latency,
+    pipeline,
+    pitmap,
+    restore,
+    resync,
+    tap,
+    up,
+)
 from tests.bench.cases import Case, end_in_order, significant, tell
 from tests.bench.processes import BenchFailed
 
@@ -29,6 +42,8 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "cold": cold.cases,
     "latency": latency.cases,
     "dsm": dsm.cases,
+    "api": api.cases,
+    "up": up.cases,
 }
 
 

@@ -121,6 +121,16 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
+def proportional_bytes(pid: int) -> int:
+    """PSS: resident memory, each page divided by how many processes share it; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # A process that has ended and was not reaped yet has none.
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
 def resident_beside(pid: int, folder: Path) -> int:
     """Resident memory without the pages of files below `folder`: a process without its rings.
 
