@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 Fields = dict[str, Any]
 
@@ -80,7 +80,7 @@ def _group(group: Fields) -> list[str]:
     ]
     state = group["state"] + (f" ({group['cause']})" if group["cause"] else "")
     shown = [f"group {group['group']}: {group['phase'].replace('_', ' ')}, {state}"]
-    return shown + [f"  {name:<15}{text}" for name, text in rows if text]
+    return shown + [f"  {name:<14} {text}" for name, text in rows if text]
 
 
 def _recovery_point(group: Fields) -> str:
@@ -185,6 +185,9 @@ def disks(group: Fields) -> list[tuple[str, str]]:
                 "an unclean stop of this host all of it is read"
             )
         rows.append((f"disk {name}", text))
+        if tap.get("nbd_socket") and not disk.get("mirror"):
+            uri = f"nbd+unix:///{quote(str(disk.get('disk')))}?socket={tap['nbd_socket']}"
+            rows.append(("  reached at", uri))
     return rows
 
 

@@ -84,6 +84,10 @@ def test_an_administrator_s_first_minutes(terminal: Terminal) -> None:
     assert terminal.ask("site", "list")["items"][0]["id"] == site["id"]
     joins = terminal.ask("host", "join", "hypervisor 1")
     assert joins["token"].startswith("hfj_")
+    other = terminal.ask("site", "create", "Basel", "--territory", "CH")
+    assert terminal.ask("host", "join", "hypervisor 2", "--site", "Basel")["site_id"] == other["id"]
+    unknown = terminal.run("host", "join", "hypervisor 3", "--site", "Atlantis", "--json")
+    assert json.loads(unknown.stdout)["error"] == "bad_word"
     assert terminal.run("host", "list").stdout.strip() == "none"
     key = terminal.ask("api-key", "create", "ci", "--role", "viewer")
     terminal.add_profile("viewer", key["token"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from host_agent.wire.errors import BadKeyFile
 from workers.cli.keyfiles import write_new
+from workers.cli.options import OutputOptions, command
 from workers.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def show_rows(rows: Iterable[Any], columns: tuple[str, ...], *, as_json: bool) -
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in found:
-        table.add_row(*("-" if row[name] is None else str(row[name]) for name in columns))
+        table.add_row(*(_text(row[name]) for name in columns))
     console.print(table if found else "none")
 
 
@@ -82,9 +84,30 @@ def show_one(row: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(fields)
         return
-    width = max(map(len, fields))
+    lines = list(_lines(fields))
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        typer.echo(f"{name:{width}}  {text}".rstrip())
+
+
+def _lines(fields: dict[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
+    """A name and a text for each field; what lies in each other is named by its way."""
     for name, value in fields.items():
-        typer.echo(f"{name.replace('_', ' '):{width}}  {'-' if value is None else value}")
+        shown = inside + name.replace("_", " ")
+        if isinstance(value, dict) and value:
+            yield from _lines(value, f"{shown}: ")
+        else:
+            yield shown, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_text(one)}" for name, one in value.items())
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def check_save(save: Path | None) -> None:
@@ -240,21 +263,43 @@ def delete_site(
 # --- hosts
 
 
-@host_app.command("join")
-def let_join(
-    name: Annotated[str, typer.Argument(help="The host's name, for people.")],
-    minutes: Annotated[float, typer.Option(min=0.2, max=15, help="How long it works.")] = 15,
-    save_token: SaveToken = None,
-    profile: ProfileName = None,
-    as_json: Json = False,
-) -> None:
+@dataclass(kw_only=True)
+class JoinOptions(OutputOptions):
+    """Options of `host join`."""
+
+    name: Annotated[str, typer.Argument(help="The host's name, for people.")]
+    site: Annotated[str | None, typer.Option(help="Where it is: a site's name or id.")] = None
+    minutes: Annotated[float, typer.Option(min=0.2, max=15, help="How long it works.")] = 15
+    save_token: SaveToken = None
+    profile: ProfileName = None
+
+
+@command(host_app, "join", JoinOptions)
+def let_join(options: JoinOptions) -> None:
     """A token with which one machine joins once: give it to `holdfast-agent enrol`."""
     from app.hosts.schemas import JoinTokenInput
 
-    check_save(save_token)
-    wanted = JoinTokenInput.model_construct(name=name, lifetime_seconds=round(minutes * 60))
-    with connect(profile) as client:
-        show_secret(client.create_join_token(wanted), save_token, as_json=as_json)
+    check_save(options.save_token)
+    with connect(options.profile) as client:
+        wanted = JoinTokenInput.model_construct(
+            name=options.name,
+            site_id=None if options.site is None else _site_id_of(client, options.site),
+            lifetime_seconds=round(options.minutes * 60),
+        )
+        made = client.create_join_token(wanted)
+        show_secret(made, options.save_token, as_json=options.json)
+
+
+def _site_id_of(client: Client, text: str) -> str:
+    """The identifier of a site by its name or identifier; BadWord."""
+    from workers.cli.following import BadWord
+
+    if text.startswith("site_"):
+        return text
+    found = next((site for site in client.list_sites() if site.name == text), None)
+    if found is None:
+        raise BadWord(f"There is no site named {text}.", hint="`holdfast site list` names them.")
+    return found.id
 
 
 @host_app.command("list")

@@ -3,15 +3,17 @@ both."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from host_agent.wire.errors import HoldfastError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.progress import Progress, TaskID
 
 EXIT_FAILED = 1
@@ -80,7 +82,19 @@ class BarProgress:
     def start(self, phase: str, total: int | None, unit: str) -> None:
         """A new bar; the last one is complete."""
         self.finish()
-        self._task = self._bars.add_task(_PHASES[phase], total=total if unit == "bytes" else None)
+        self._bars.start()
+        in_bytes = unit == "bytes"
+        self._task = self._bars.add_task(
+            _PHASES[phase], total=total if in_bytes else None, in_bytes=in_bytes
+        )
+
+    def end(self) -> None:
+        """The bars stay as they are, and nothing is drawn any more until the next phase."""
+        self.finish()
+        self._bars.stop()
+        self._task = None
+        for task in list(self._bars.task_ids):
+            self._bars.remove_task(task)
 
     def finish(self) -> None:
         """The running phase is over."""
@@ -99,31 +113,63 @@ class BarProgress:
         self._bars.console.print(sentence, markup=False, highlight=False)
 
 
+class _Results(io.BufferedIOBase):
+    """Standard output. Bars would be drawn over what is written there, so they are ended first."""
+
+    def __init__(self, to: BinaryIO, end_bars: Callable[[], None]) -> None:
+        self._to = to
+        self._end_bars = end_bars
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._to.isatty()
+
+    def write(self, data: ReadableBuffer) -> int:
+        self._end_bars()
+        return self._to.write(data)
+
+    def flush(self) -> None:
+        self._to.flush()
+
+
 @contextmanager
 def shown_progress() -> Iterator[PlainProgress | BarProgress]:
     """Bars where standard error is a terminal, lines where it is not."""
     if not sys.stderr.isatty():
         yield PlainProgress()
         return
+    with _bars() as bars:
+        shown = BarProgress(bars)
+        results = cast("BinaryIO", _Results(sys.stdout.buffer, shown.end))
+        with redirect_stdout(io.TextIOWrapper(results, sys.stdout.encoding, write_through=True)):
+            yield shown
+        shown.finish()
+
+
+def _bars() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         Progress,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    class Bytes(DownloadColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.fields["in_bytes"] else Text()
+
+    class Speed(TransferSpeedColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.fields["in_bytes"] and task.speed else Text()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), Bytes(binary_units=True), Speed())
+    return Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False
     )
-    with Progress(*columns, console=console) as bars:
-        shown = BarProgress(bars)
-        yield shown
-        shown.finish()
