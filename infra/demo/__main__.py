@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from infra.demo.processes import Processes
+from infra.demo.processes import Processes, processes_that_name
 from infra.demo.report import DemoFailed, Report
 from infra.demo.scenario import STEPS, Demonstration, Options
 
@@ -25,7 +25,9 @@ class Stopped(Exception):
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make demo",
-        description="Protects a disk with a working database, damages it, deletes it, recovers it.",
+        description="Runs the whole service for two tenants, protects a disk with a working"
+        " database, damages it, loses its host, recovers it, and shows that the other tenant saw"
+        " none of it.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, the result")
     parser.add_argument(
@@ -35,12 +37,17 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="how the disk is used: mounted on this host (root), or by a QEMU guest",
     )
     parser.add_argument(
-        "--keep", action="store_true", help="keep the folder with bucket, key, images and logs"
+        "--keep", action="store_true", help="keep the folder with service, key, images and logs"
     )
     parser.add_argument(
         "--late-checkpoint",
         action="store_true",
         help="a control that must fail: the checkpoint 'before' the damage is made after it",
+    )
+    parser.add_argument(
+        "--insider",
+        action="store_true",
+        help="a control that must fail: the other tenant has the first one's key and certificate",
     )
     return parser.parse_args(arguments)
 
@@ -67,6 +74,7 @@ def _asked_to_stop() -> Iterator[None]:
 def _left_behind(folder: Path, processes: Processes | None) -> list[str]:
     """What of ours is still there: processes, mounts, loop devices, files."""
     left = list(processes.running()) if processes is not None else []
+    left += [f"process {one}" for one in processes_that_name(folder)]
     left += [
         f"mount {line.split(' ')[1]}"
         for line in Path("/proc/self/mounts").read_text().splitlines()
@@ -95,7 +103,7 @@ def _demonstrate(report: Report, options: Options, *, keep: bool) -> DemoFailed 
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             demonstration = Demonstration(folder, report, options, cleanup)
-            processes = demonstration.processes
+            processes = demonstration.world.processes
             demonstration.run()
         except DemoFailed as failure:
             error = failure
@@ -116,8 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run it and tell the result; 0 only if all was recovered and every check held."""
     given = _arguments(arguments)
     report = Report(STEPS, given.json)
-    options = Options(machine=given.machine, late_checkpoint=given.late_checkpoint)
-    report.line("Holdfast: protect a database, damage it, delete it, bring it back")
+    options = Options(given.machine, given.late_checkpoint, given.insider)
+    report.line("Holdfast: protect a database, damage it, lose its host, bring it back")
     with _asked_to_stop():
         error = _demonstrate(report, options, keep=given.keep)
     result = report.result(error)

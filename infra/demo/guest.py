@@ -129,7 +129,7 @@ class Guest:
         except OSError:
             raise DemoFailed("The guest is gone.") from None
 
-    def ask(self, command: str, seconds: float = 60) -> tuple[int, list[str]]:
+    def ask(self, command: str, seconds: float = 180) -> tuple[int, list[str]]:
         self._send(command)
         found, said = self._await(None, seconds)
         return int(found), said

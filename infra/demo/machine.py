@@ -39,7 +39,7 @@ class Machine(Protocol):
     def start(self, source: Source) -> None:
         """Mount or boot the disk, and start its database."""
 
-    def ask(self, command: str, seconds: float = 60) -> tuple[int, list[str]]:
+    def ask(self, command: str, seconds: float = 180) -> tuple[int, list[str]]:
         """Run a command on the machine; its exit code and what it said."""
 
     def work(self, first: int, on_line: Callable[[str], object]) -> None:

@@ -39,7 +39,7 @@ class Mounted:
     def _command(self, *words: str) -> list[str]:
         return self._owner.command("/bin/sh", self._mount.root / "srv/ledger.sh", *words)
 
-    def ask(self, command: str, seconds: float = 60) -> tuple[int, list[str]]:
+    def ask(self, command: str, seconds: float = 180) -> tuple[int, list[str]]:
         pairs = [f"{name}={value}" for name, value in self._environment().items()]
         argv = ["env", *pairs, *self._command(*command.split())]
         done = run(argv, seconds=seconds, allowed=range(256))

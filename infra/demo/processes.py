@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from infra.demo.report import DemoFailed
 
@@ -46,7 +50,12 @@ def wait_until(what: str, seconds: float, is_so: Callable[[], bool]) -> None:
 
 
 def run(
-    argv: Sequence[str | Path], *, seconds: float = 60, allowed: Sequence[int] = (0,)
+    argv: Sequence[str | Path],
+    *,
+    seconds: float = 60,
+    allowed: Sequence[int] = (0,),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; DemoFailed if it fails, with the last of what it said."""
     words = [str(word) for word in argv]
@@ -60,6 +69,8 @@ def run(
             timeout=seconds,
             start_new_session=True,
             check=False,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
         )
     except subprocess.TimeoutExpired:
         raise DemoFailed(f"{words[0]} did not end within {seconds:.0f} s.") from None
@@ -67,6 +78,33 @@ def run(
         said = (done.stderr or done.stdout).strip()[-1500:]
         raise DemoFailed(f"'{' '.join(words)}' ended with {done.returncode}: {said}")
     return done
+
+
+def tool(name: str) -> Path:
+    """A program of this environment; DemoFailed where it is not installed."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise DemoFailed(f"{path} is missing.", "Run 'make venv tap'.")
+    return path
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def json_output(argv: Sequence[str | Path], seconds: float = 60) -> dict[str, Any]:
+    """Run a command that prints one JSON object; DemoFailed."""
+    done = run(argv, seconds=seconds)
+    try:
+        content = json.loads(done.stdout)
+    except ValueError:
+        raise DemoFailed(f"{argv[0]} printed no JSON: {done.stdout[:300]!r}") from None
+    if not isinstance(content, dict):
+        raise DemoFailed(f"{argv[0]} printed JSON that is no object.")
+    return content
 
 
 @dataclass
@@ -129,6 +167,7 @@ class Processes:
         argv: Sequence[str | Path],
         *,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         pipes: bool = False,
     ) -> Process:
         """Start a program that runs until it is stopped, or until we die.
@@ -147,6 +186,7 @@ class Processes:
                 stderr=out,
                 start_new_session=True,
                 env={**os.environ, **(env or {})},
+                cwd=cwd,
             )
         process = Process(name, popen, log)
         self.started.append(process)
@@ -160,3 +200,20 @@ class Processes:
     def running(self) -> list[str]:
         """Names and numbers of what still runs."""
         return [f"{one.name} ({one.pid})" for one in self.started if one.is_running]
+
+
+def processes_that_name(folder: Path) -> list[str]:
+    """Every process of this machine with the folder in its words or its environment."""
+    found = []
+    wanted = str(folder).encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes()
+            has = wanted in words or wanted in (entry / "environ").read_bytes()
+        except OSError:
+            continue  # ended while we looked, or another user's
+        if has and words:
+            found.append(f"{words.replace(bytes(1), b' ').decode(errors='replace')[:120]}")
+    return found

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.demo.processes import Process, Processes
+from infra.demo.processes import Process, Processes, json_output, tool
 from infra.demo.report import DemoFailed
-from infra.demo.site import DISK, GROUP, TENANT, json_output, tool
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,21 @@ class Safe:
     store: str
     key_file: Path
     processes: Processes
+    tenant: str
+    group: str
 
     def _command(self, verb: str, *words: str | Path) -> list[str | Path]:
-        where = ("--store", self.store, "--tenant", TENANT, "--key-file", self.key_file)
+        where = ("--store", self.store, "--tenant", self.tenant, "--key-file", self.key_file)
         return [tool("holdfast"), "restore", verb, *where, *words]
 
     def points(self) -> dict[str, Any]:
         """What can be chosen."""
-        return json_output(self._command("list", "--group", GROUP, "--json"))
+        return json_output(self._command("list", "--group", self.group, "--json"))
 
     def export(self, selector: str, folder: Path) -> Exported:
         """Write the disk of that moment to a raw image; DemoFailed."""
         began = time.monotonic()
-        where = ("--group", GROUP, "--at", selector, "--output", folder, "--digest", "--json")
+        where = ("--group", self.group, "--at", selector, "--output", folder, "--digest", "--json")
         said = json_output(self._command("export", *where), seconds=120)
         images = sorted(folder.rglob("*.raw"))
         if len(images) != 1:
@@ -63,7 +64,7 @@ class Safe:
         """Serve the disk of that moment over NBD at once; DemoFailed."""
         began = time.monotonic()
         folder.mkdir(mode=0o700)
-        where = ("--group", GROUP, "--at", selector, "--socket-dir", folder, "--json")
+        where = ("--group", self.group, "--at", selector, "--socket-dir", folder, "--json")
         process = self.processes.start("serve", self._command("serve", *where), pipes=True)
         assert process.popen.stdout is not None
         said = _first_object(process)
@@ -83,10 +84,9 @@ def _first_object(process: Process) -> dict[str, Any]:
 
 
 def _uri(said: dict[str, Any]) -> str:
-    for disk in said["disks"]:
-        if disk["name"] == DISK:
-            return str(disk["uri"])
-    raise DemoFailed(f"restore serve does not name the disk: {said}")
+    if len(said["disks"]) != 1:
+        raise DemoFailed(f"restore serve serves not one disk: {said}")
+    return str(said["disks"][0]["uri"])
 
 
 def file_digest(path: Path) -> str:

@@ -52,8 +52,7 @@ from host_agent.wire.control import (
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.keys import GroupKey, TenantKey, make_data_key
 from host_agent.wire.names import INGEST, agent_san, parse_san, server_name
-from infra.demo.processes import Process, Processes
-from infra.demo.site import free_port, json_output, tool
+from infra.demo.processes import Process, Processes, free_port, json_output, tool
 
 T = TypeVar("T")
 SECONDS = 170.0

@@ -17,11 +17,11 @@ from host_agent.stream.parts import Buckets, Means, StreamSettings
 from host_agent.stream.ports import Link, Tap
 from host_agent.stream.stream import Doors, Stream
 from host_agent.wire.names import Identity
-from infra.demo.processes import Processes
+from infra.demo.processes import Processes, free_port, tool
 from infra.demo.recovery import Safe
-from infra.demo.site import GROUP, TENANT, free_port, tool
 from infra.dev_keys import DevSetup, write_dev_setup
 from tests.agent.proxy import Proxy
+from tests.integration.site import GROUP, TENANT
 from tests.stream.fake_tap import FakeTap
 
 HOST = "host1"
@@ -57,7 +57,7 @@ class Line:
     def restored(self, folder: Path) -> bytes:
         """The newest moment, through `holdfast restore export`."""
         key = self.setup.path("tenant.key")
-        safe = Safe(self.setup.store_url, key, self.processes)
+        safe = Safe(self.setup.store_url, key, self.processes, TENANT, GROUP)
         return safe.export("latest-write", folder).image.read_bytes()
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from host_agent.control.tap_client import TapStream, connect
-from infra.demo.processes import Process, Processes
-from infra.demo.site import GROUP, TENANT, free_port, tool
+from infra.demo.processes import Process, Processes, free_port, tool
 from infra.dev_keys import DevSetup, write_dev_setup
 from tests.agent.line import start_ingest
 from tests.agent.tap_server import TapServer
+from tests.integration.site import GROUP, TENANT
 from tests.stream.fake_tap import FakeTap
 from tests.stream.harness import in_loop
 

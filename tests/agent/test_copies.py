@@ -9,17 +9,16 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.demo.processes import Process, run
-from infra.demo.recovery import Safe
-from infra.demo.site import GROUP, free_port, tool
+from infra.demo.processes import Process, free_port, run, tool
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, made_place
+from tests.integration.site import GROUP
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -49,7 +48,7 @@ class Copied:
 
     def export(self, bucket: Path, name: str) -> bytes:
         """The disk of the newest write, from one of the journals."""
-        safe = Safe(f"file://{bucket}", self.place.safe.key_file, self.place.processes)
+        safe = replace(self.place.safe, store=f"file://{bucket}")
         return safe.export("latest-write", self.place.folder / name).image.read_bytes()
 
 
@@ -155,7 +154,7 @@ def test_both_journals_hold_a_checkpoint_that_was_waited_for(folder: Path) -> No
         made = site.place.site.checkpoint("both")
         assert made["stored"]
         for bucket in (site.place.bucket, site.local):
-            safe = Safe(f"file://{bucket}", site.place.safe.key_file, site.place.processes)
+            safe = replace(site.place.safe, store=f"file://{bucket}")
             assert "both" in str(safe.points())
 
 

@@ -20,12 +20,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from infra.demo.processes import Process, run
-from infra.demo.site import GROUP, tool
+from infra.demo.processes import Process, run, tool
 from tests.agent.gate import gated
 from tests.agent.load import complaints, read_load, start_load
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place
+from tests.integration.site import GROUP
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.demo.site import json_output, tool
+from infra.demo.processes import json_output, tool
 from tests.app.test_commands import Terminal
 from tests.app.test_up import free_port, running, state_folder
 

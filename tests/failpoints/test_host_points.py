@@ -19,11 +19,11 @@ from host_agent.control.client import ask, socket_of
 from host_agent.control.errors import AgentNotRunning, CommandRefused
 from host_agent.wire.keys import TenantKey
 from host_agent.wire.names import Identity
-from infra.demo.processes import Process
-from infra.demo.site import DISK, GROUP, TENANT, tool
+from infra.demo.processes import Process, tool
 from tests.failpoints.registry import failpoints, swept_elsewhere
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, difference, made_place
+from tests.integration.site import DISK, GROUP, TENANT
 from tests.lanes import pick, tried
 from tests.restore.images import Images
 from workers.journal.catalogue import choose_stream

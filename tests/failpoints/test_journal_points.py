@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo.site import tool
+from infra.demo.processes import tool
 from tests.failpoints.registry import failpoints
 from tests.journal.folding import SHAPE, Site
 from tests.lanes import tried

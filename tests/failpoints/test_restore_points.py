@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo.site import tool
+from infra.demo.processes import tool
 from tests.failpoints.registry import failpoints
 from tests.integration.nbd import NbdClient
 from tests.lanes import pick, tried

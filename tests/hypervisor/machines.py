@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from host_agent.control import client
-from infra.demo.processes import Process, Processes, program, wait_until
+from infra.demo.processes import Process, Processes, json_output, program, wait_until
 from infra.demo.report import DemoFailed
-from infra.demo.site import GROUP, json_output
 from tests.integration.nbd import NbdClient
 from tests.integration.place import Place
+from tests.integration.site import GROUP
 
 MIB = 1 << 20
 DISK, NODE = "vda", "disk0"

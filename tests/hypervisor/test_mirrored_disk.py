@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo.processes import program, run, wait_until
+from infra.demo.processes import json_output, program, run, wait_until
 from infra.demo.report import DemoFailed
-from infra.demo.site import GROUP, json_output
 from tests.hypervisor.machines import (
     DISK,
     MIB,
@@ -31,6 +30,7 @@ from tests.hypervisor.machines import (
     wait_protected,
 )
 from tests.integration.place import Place, difference
+from tests.integration.site import GROUP
 
 #: The longest write, on a machine that is busy with other tests.
 _SLOWEST_SECONDS = 2.0

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.demo.processes import Process, Processes
-from infra.demo.site import free_port, json_output, tool
+from infra.demo.processes import Process, Processes, free_port, json_output, tool
 
 SECONDS = 150.0
 DISK = "db.raw"

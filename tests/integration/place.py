@@ -14,7 +14,7 @@ from typing import Any
 from infra.demo.processes import Process, Processes
 from infra.demo.recovery import Safe
 from infra.demo.report import DemoFailed
-from infra.demo.site import Site
+from tests.integration.site import Site
 
 MIB = 1 << 20
 
@@ -107,8 +107,9 @@ def made_place(
     site = Site(processes, folder / "site", url, disk)
     key = folder / "tenant.key"
     shutil.copy(site.setup.path("tenant.key"), key)
+    safe = Safe(url, key, processes, site.setup.tenant, site.setup.group)
     try:
-        yield Place(folder, processes, site, Safe(url, key, processes), bucket)
+        yield Place(folder, processes, site, safe, bucket)
     finally:
         processes.stop_all()
         site.drop_rings()

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from host_agent.wire.keys import TenantKey
-from infra.demo.processes import program, run
+from infra.demo.processes import program, run, tool
 from infra.demo.recovery import Safe
-from infra.demo.site import tool
 from infra.dev_keys import DevSetup, write_dev_setup
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, made_place

@@ -26,12 +26,12 @@ from infra.demo.machine import DISK_BYTES, Owner, Source, can_mount, make_disk
 from infra.demo.mounted import Mounted
 from infra.demo.processes import program, run, wait_until
 from infra.demo.report import DemoFailed
-from infra.demo.site import DISK, GROUP
 from tests.integration.cut_line import line_between
 from tests.integration.faults import Faults, FolderOfObjects, give_credentials, same_bytes
 from tests.integration.judge import Array, Judge, Notes, alter_sector, hashes_of_file
 from tests.integration.pgbench import Load, found_in
 from tests.integration.place import MIB, Place, made_place
+from tests.integration.site import DISK, GROUP
 from tests.lanes import pick, tried
 from tests.servers.faulty_s3 import FaultyS3, running_faulty_s3
 

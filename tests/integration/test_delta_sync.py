@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from host_agent.wire.names import Identity, hashes_name
-from infra.demo.processes import run
+from infra.demo.processes import json_output, run, tool
 from infra.demo.report import DemoFailed
-from infra.demo.site import DISK, GROUP, TENANT, json_output, tool
 from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place, difference
+from tests.integration.site import DISK, GROUP, TENANT
 from workers.storage.url import open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -19,9 +19,9 @@ from host_agent.control.client import ask, socket_of
 from host_agent.wire.keys import TenantKey
 from infra.demo.machine import can_mount
 from infra.demo.report import DemoFailed
-from infra.demo.site import DISK, GROUP, TENANT
 from tests.integration.file_systems import DISK_BYTES, KINDS, check, make, mounted, mounted_nbd
 from tests.integration.place import Place, made_place
+from tests.integration.site import DISK, GROUP, TENANT
 from tests.lanes import pick, tried
 from workers.journal.catalogue import choose_stream
 from workers.journal.points import resolve

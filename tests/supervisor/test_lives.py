@@ -12,8 +12,8 @@ import pytest
 
 from host_agent.wire.names import INGEST, server_name
 from host_agent.wire.serving import HostRight
-from infra.demo.site import GROUP
 from tests.integration.place import Place, difference, made_place
+from tests.integration.site import GROUP
 from tests.integration.test_kills import fio_load
 from tests.servers.datanode import DataNode, Deployment, Tenant
 from workers.supervisor.state import (
@@ -40,8 +40,7 @@ def place(
     deployment: Deployment, tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A host of the tenant, with a tap and an agent, whose streams go to a data node."""
-    for module in ("site", "recovery"):
-        monkeypatch.setattr(f"infra.demo.{module}.TENANT", tenant.id)
+    monkeypatch.setattr("tests.integration.site.TENANT", tenant.id)
     with made_place(tmp_path) as made:
         setup = made.site.setup
         files = tenant.agent(tmp_path, setup.host)

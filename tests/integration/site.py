@@ -1,53 +1,33 @@
-"""Both sides on one machine: ingest, the tap, the agent, and the disk that they protect."""
+"""Both sides on one machine, by configuration files: ingest, the tap, the agent, and the disk that
+they protect."""
 
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.demo.processes import Process, Processes, run, wait_until
+from infra.demo.processes import (
+    Process,
+    Processes,
+    free_port,
+    json_output,
+    run,
+    tool,
+    wait_until,
+)
 from infra.demo.report import DemoFailed
 from infra.dev_keys import DevSetup, write_dev_setup
 
 TENANT, GROUP, DISK = "acme", "demo", "disk"
 _START_SECONDS = 90.0
 _SYNC_SECONDS = 120.0
-
-
-def tool(name: str) -> Path:
-    """A program of this environment; DemoFailed where it is not installed."""
-    path = Path(sys.executable).with_name(name)
-    if not path.exists():
-        raise DemoFailed(f"{path} is missing.", "Run 'make venv tap'.")
-    return path
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def json_output(argv: Sequence[str | Path], seconds: float = 60) -> dict[str, Any]:
-    """Run a command that prints one JSON object; DemoFailed."""
-    done = run(argv, seconds=seconds)
-    try:
-        content = json.loads(done.stdout)
-    except ValueError:
-        raise DemoFailed(f"{argv[0]} printed no JSON: {done.stdout[:300]!r}") from None
-    if not isinstance(content, dict):
-        raise DemoFailed(f"{argv[0]} printed JSON that is no object.")
-    return content
 
 
 class Site:
