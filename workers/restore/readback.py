@@ -46,7 +46,7 @@ class ReadBack:
         if size % REGION_BYTES:
             self._crc[-1] = zeroes_crc(size % REGION_BYTES)
         self._buffers = threading.local()
-        self._direct = _open_direct(path)
+        self._direct = open_direct(path, os.O_RDONLY)
 
     def expect(self, start: Bytes, length: Bytes) -> None:
         """Pieces that will be written: bytes of the image."""
@@ -121,10 +121,11 @@ class ReadBack:
             self._direct = -1
 
 
-def _open_direct(path: Path) -> int:
-    """The file, opened so that reads come from its disk; -1 if its file system cannot do that."""
+def open_direct(path: Path, mode: int) -> int:
+    """The file, opened past the page cache, for reading at least; -1 if its file system cannot do
+    that."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        fd = os.open(path, mode | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return -1
     try:
