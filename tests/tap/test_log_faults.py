@@ -82,6 +82,32 @@ def test_a_log_write_that_is_cut_short_goes_on(host: Host) -> None:
     assert hot(host.tap)["errors"] == 0
 
 
+def _page(host: Host, at: int) -> bytes:
+    with host.attached.path.open("rb") as file:
+        file.seek(at)
+        return file.read(4096)
+
+
+@pytest.mark.invariant("I3")
+def test_a_write_reaches_its_disk_behind_its_mark(host: Host) -> None:
+    """Although it was started with it; what comes meanwhile shares the mark that is on its way."""
+    at, before = 3 * EXTENT, hot(host.tap)
+    old = _page(host, at)
+    with injected(host.tap, log_of(host.tap), "pwritev2", "delay_enter=1000000:when=1"):
+        host.client.submit(nbd.WRITE, at, data=b"w" * 4096)
+        time.sleep(0.3)
+        host.client.submit(nbd.WRITE, at + 4096, data=b"v" * 4096)
+        time.sleep(0.2)
+        assert (_page(host, at), _page(host, at + 4096)) == (old, old)
+        assert 3 not in marked(host.tap)[1]
+        assert [host.client.receive().error for _ in range(2)] == [0, 0]
+    assert (_page(host, at), _page(host, at + 4096)) == (b"w" * 4096, b"v" * 4096)
+    after = hot(host.tap)
+    assert after["waits"] == before["waits"] + 2
+    assert after["marked"] == before["marked"] + 1
+    assert after["commits"] == before["commits"] + 1
+
+
 @pytest.mark.invariant("I3")
 def test_a_killed_tap_does_not_make_a_bad_log_good(host: Host, start_tap: StartTap) -> None:
     """The log could be neither corrected nor removed; the ring still says what it is worth."""

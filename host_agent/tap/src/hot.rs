@@ -60,6 +60,16 @@ struct Batch {
     left: usize,
     /// They are not durable by themselves.
     needs_sync: bool,
+    /// Since when the change has waited that follows it, ns.
+    follower_ns: Option<u64>,
+}
+
+/// A change that waits for marks.
+#[derive(Debug)]
+struct Waiter {
+    id: OpId,
+    range: Range<u64>,
+    since_ns: u64,
 }
 
 /// What is to be done for a batch: writes, each durable by itself if it is alone.
@@ -122,7 +132,7 @@ pub struct Hot {
     stale: [bool; PAGES],
     wanted_scope: Option<Scope>,
     batch: Option<Batch>,
-    waiting: Vec<(OpId, u64)>,
+    waiting: Vec<Waiter>,
     settle: Option<Settle>,
     /// Not before, ns.
     again_ns: u64,
@@ -240,7 +250,7 @@ impl Hot {
         for extent in extents_of(range).filter(|at| self.slot_of.get(*at).is_none_or(|s| *s == 0)) {
             self.wanted.insert(extent as u32);
         }
-        self.waiting.push((id, now_ns));
+        self.waiting.push(Waiter { id, range: range.clone(), since_ns: now_ns });
     }
 
     /// A change of `range` was recorded at `seq`, or something was read from it.
@@ -349,8 +359,29 @@ impl Hot {
         writes
     }
 
+    /// The one change that waits, if nothing but the batch that was just begun keeps it: it need
+    /// not be woken for, but may follow the batch's only page, and does not wait here any more.
+    pub fn take_follower(&mut self) -> Option<OpId> {
+        let batch = self.batch.as_mut()?;
+        let [waiter] = &self.waiting[..] else { return None };
+        let is_hot = |at: usize| {
+            self.slot_of.get(at).is_some_and(|slot| *slot > 0)
+                || batch.marks.iter().any(|(_, extent)| *extent as usize == at)
+        };
+        if batch.left != 1 || !extents_of(&waiter.range).all(is_hot) {
+            return None;
+        }
+        let waiter = self.waiting.pop()?;
+        batch.follower_ns = Some(waiter.since_ns);
+        Some(waiter.id)
+    }
+
     fn place_wanted(&mut self, batch: &mut Batch) {
         for extent in std::mem::take(&mut self.wanted) {
+            // Wanted again while the batch was under way that marked it.
+            if self.slot_of.get(extent as usize).is_some_and(|slot| *slot > 0) {
+                continue;
+            }
             let Some(slot) = self.free.pop() else { break };
             self.extents[usize::from(slot)] = extent + 1;
             self.stale[usize::from(slot) / PER_PAGE] = true;
@@ -410,19 +441,20 @@ impl Hot {
             Some(Scope::Marked) if self.wanted_scope.is_none() => self.phase = Phase::Marked,
             _ => {}
         }
-        self.let_go(now_ns)
+        self.let_go(batch.follower_ns, now_ns)
     }
 
-    /// Those that waited are tried again; who still finds a cold extent waits on.
-    fn let_go(&mut self, now_ns: u64) -> Vec<OpId> {
+    /// Those that waited are tried again; who still finds a cold extent waits on. The follower is
+    /// counted with them.
+    fn let_go(&mut self, follower_ns: Option<u64>, now_ns: u64) -> Vec<OpId> {
         let waited = std::mem::take(&mut self.waiting);
-        for (_, since_ns) in &waited {
-            let us = now_ns.saturating_sub(*since_ns) / 1000;
+        for since_ns in waited.iter().map(|waiter| waiter.since_ns).chain(follower_ns) {
+            let us = now_ns.saturating_sub(since_ns) / 1000;
             self.counts.waits += 1;
             self.counts.wait_us += us;
             self.counts.wait_us_max = self.counts.wait_us_max.max(us);
         }
-        waited.into_iter().map(|(id, _)| id).collect()
+        waited.into_iter().map(|waiter| waiter.id).collect()
     }
 
     /// A call on the log failed: for this run nothing more is written, and nobody waits for it.
@@ -430,9 +462,10 @@ impl Hot {
         self.counts.errors += 1;
         self.phase = Phase::Untrusted;
         self.reason = reason;
-        (self.is_marking, self.settle, self.batch, self.wanted_scope) = (false, None, None, None);
+        let follower_ns = self.batch.take().and_then(|batch| batch.follower_ns);
+        (self.is_marking, self.settle, self.wanted_scope) = (false, None, None);
         self.wanted.clear();
-        let waited = self.let_go(now_ns);
+        let waited = self.let_go(follower_ns, now_ns);
         (self.log.take(), waited)
     }
 }

@@ -57,6 +57,9 @@ impl Io {
     }
 }
 
+/// A request, and the one that is linked to it.
+pub type Linked = (Io, Option<Io>);
+
 /// An answer: bytes done, or an errno.
 #[derive(Debug)]
 pub struct Completion {
@@ -109,8 +112,18 @@ impl Engine {
     /// Queues one request.
     pub fn push(&mut self, io: Io) {
         match self {
-            Engine::Uring(ring) => ring.push(io),
-            Engine::Threads(threads) => threads.push(io),
+            Engine::Uring(ring) => ring.push((io, None)),
+            Engine::Threads(threads) => threads.push((io, None)),
+        }
+    }
+
+    /// Queues two: the second begins when the first did all that it was asked for, and nobody is
+    /// woken in between. If the first did not, the second ends with `ECANCELED`, not begun. The
+    /// first is complete first.
+    pub fn push_linked(&mut self, io: Io, then: Io) {
+        match self {
+            Engine::Uring(ring) => ring.push((io, Some(then))),
+            Engine::Threads(threads) => threads.push((io, Some(then))),
         }
     }
 
@@ -136,6 +149,83 @@ impl AsRawFd for Engine {
         match self {
             Engine::Uring(ring) => ring.as_raw_fd(),
             Engine::Threads(threads) => threads.as_raw_fd(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn io(token: u64, file: &Arc<File>, kind: IoKind, offset: u64) -> Io {
+        let mut buffer = AlignedBuf::new(4096);
+        buffer.fill(token as u8);
+        let (file, buffer) = (file.clone(), Some(buffer));
+        Io { token, file, kind, buffer, buffer_at: 0, length: 4096, offset }
+    }
+
+    /// The results of a request and of the one linked to it, in the order of their completions.
+    fn run(engine: &mut Engine, first: Io, then: Io) -> Vec<(u64, Result<usize, i32>)> {
+        engine.push_linked(first, then);
+        engine.submit();
+        let mut done = Vec::new();
+        while done.len() < 2 {
+            engine.reap(&mut done);
+        }
+        done.into_iter().map(|completion| (completion.io.token, completion.result)).collect()
+    }
+
+    #[test]
+    fn what_is_linked_begins_only_behind_all_of_the_first() {
+        let scratch = Scratch::new();
+        let path = scratch.path("d");
+        std::fs::write(&path, vec![0; 3 * 4096 + 100]).unwrap();
+        let open =
+            |is_writing| std::fs::OpenOptions::new().read(true).write(is_writing).open(&path);
+        let (file, sealed) = (Arc::new(open(true).unwrap()), Arc::new(open(false).unwrap()));
+        let (write, durable) =
+            (IoKind::Write { is_durable: false }, IoKind::Write { is_durable: true });
+        for choice in [Choice::Auto, Choice::Threads] {
+            let mut engine = Engine::new(choice).unwrap();
+            let both = run(&mut engine, io(1, &file, durable, 0), io(2, &file, write, 4096));
+            assert_eq!(both, [(1, Ok(4096)), (2, Ok(4096))]);
+            let refused = run(&mut engine, io(3, &sealed, durable, 0), io(4, &file, write, 8192));
+            assert_eq!(refused, [(3, Err(libc::EBADF)), (4, Err(libc::ECANCELED))]);
+            let short = io(5, &file, IoKind::Read, 3 * 4096);
+            let cut = run(&mut engine, short, io(6, &file, write, 8192));
+            assert_eq!(cut, [(5, Ok(100)), (6, Err(libc::ECANCELED))]);
+            let mut found = [9; 3 * 4096];
+            file.read_exact_at(&mut found, 0).unwrap();
+            assert!(found.chunks(4096).map(|page| page[0]).eq([1, 2, 0]));
+            file.write_all_at(&[0; 3 * 4096], 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn more_than_fit_at_once_are_all_done() {
+        let scratch = Scratch::new();
+        let path = scratch.path("d");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let options = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let file = Arc::new(options);
+        for choice in [Choice::Auto, Choice::Threads] {
+            let mut engine = Engine::new(choice).unwrap();
+            let write = IoKind::Write { is_durable: false };
+            for token in 0..500 {
+                engine.push_linked(
+                    io(2 * token, &file, write, 0),
+                    io(2 * token + 1, &file, write, 0),
+                );
+            }
+            engine.submit();
+            let mut done = Vec::new();
+            while done.len() < 1000 {
+                engine.reap(&mut done);
+            }
+            assert!(done.iter().all(|completion| completion.result == Ok(4096)));
         }
     }
 }

@@ -7,14 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{Completion, Io, IoKind};
+use super::{Completion, Io, IoKind, Linked};
 use crate::sys::{files, EventFd};
 
 /// Enough to keep a device busy, few enough to cost nothing while idle.
 const THREADS: usize = 8;
 
 struct Queue {
-    todo: VecDeque<Io>,
+    todo: VecDeque<Linked>,
     done: Vec<Completion>,
     is_ending: bool,
 }
@@ -35,7 +35,7 @@ impl Shared {
 /// A small pool, started at the first request.
 pub struct Threads {
     shared: Arc<Shared>,
-    staged: Vec<Io>,
+    staged: Vec<Linked>,
     in_flight: usize,
     workers: Vec<JoinHandle<()>>,
 }
@@ -49,10 +49,10 @@ impl Threads {
         Ok(Threads { shared, staged: Vec::new(), in_flight: 0, workers: Vec::new() })
     }
 
-    /// Queues one request.
-    pub fn push(&mut self, io: Io) {
-        self.in_flight += 1;
-        self.staged.push(io);
+    /// Queues one request, or two of which one thread does the second behind the first.
+    pub fn push(&mut self, linked: Linked) {
+        self.in_flight += 1 + usize::from(linked.1.is_some());
+        self.staged.push(linked);
     }
 
     /// Starts all that is queued.
@@ -82,8 +82,12 @@ impl Threads {
 
     /// No thread can be had: what was asked fails instead of waiting for ever.
     fn refuse_staged(&mut self) {
-        let refused = self.staged.drain(..).map(|io| Completion { io, result: Err(libc::EAGAIN) });
-        self.shared.lock().done.extend(refused);
+        let mut queue = self.shared.lock();
+        for (io, then) in self.staged.drain(..) {
+            queue.done.push(Completion { io, result: Err(libc::EAGAIN) });
+            queue.done.extend(then.map(|io| Completion { io, result: Err(libc::ECANCELED) }));
+        }
+        drop(queue);
         self.shared.done.signal();
     }
 
@@ -115,9 +119,9 @@ impl Drop for Threads {
 fn work(shared: &Shared) {
     loop {
         let mut queue = shared.lock();
-        let mut io = loop {
-            if let Some(io) = queue.todo.pop_front() {
-                break io;
+        let (io, then) = loop {
+            if let Some(linked) = queue.todo.pop_front() {
+                break linked;
             }
             if queue.is_ending {
                 return;
@@ -125,15 +129,26 @@ fn work(shared: &Shared) {
             queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         };
         drop(queue);
-        let result = perform(&mut io).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
-        let mut queue = shared.lock();
-        let is_first = queue.done.is_empty();
-        queue.done.push(Completion { io, result });
-        drop(queue);
-        if is_first {
-            shared.done.signal();
+        let is_whole = finish(shared, io, perform);
+        if let Some(then) = then {
+            let cancel = |_: &mut Io| Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            finish(shared, then, if is_whole { perform } else { cancel });
         }
     }
+}
+
+/// Does one request and says what became of it. Whether all of it was done.
+fn finish(shared: &Shared, mut io: Io, perform: fn(&mut Io) -> io::Result<usize>) -> bool {
+    let result = perform(&mut io).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
+    let is_whole = result == Ok(io.length);
+    let mut queue = shared.lock();
+    let is_first = queue.done.is_empty();
+    queue.done.push(Completion { io, result });
+    drop(queue);
+    if is_first {
+        shared.done.signal();
+    }
+    is_whole
 }
 
 /// Does one request with blocking calls; bytes done.

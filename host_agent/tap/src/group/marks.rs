@@ -27,6 +27,8 @@ const QUIET_NS: u64 = 60_000_000_000;
 #[derive(Debug)]
 pub struct MarkIos {
     all: BTreeMap<u64, (usize, u16)>,
+    /// Operations that were started behind a mark.
+    pub followers: Vec<OpId>,
     next: u64,
     /// When the next look is due, ns.
     look_ns: u64,
@@ -36,7 +38,8 @@ pub struct MarkIos {
 
 impl Default for MarkIos {
     fn default() -> MarkIos {
-        MarkIos { all: BTreeMap::new(), next: 0, look_ns: 0, quiet_ns: QUIET_NS }
+        let (all, followers) = (BTreeMap::new(), Vec::new());
+        MarkIos { all, followers, next: 0, look_ns: 0, quiet_ns: QUIET_NS }
     }
 }
 
@@ -44,6 +47,12 @@ impl MarkIos {
     /// Something happened that a look may be worth.
     pub fn look_soon(&mut self) {
         self.look_ns = 0;
+    }
+
+    /// Whether an operation that comes back was started behind a mark.
+    pub fn has_followed(&mut self, id: OpId) -> bool {
+        let at = self.followers.iter().position(|follower| *follower == id);
+        at.map(|at| self.followers.swap_remove(at)).is_some()
     }
 
     /// Whether nothing is under way.
@@ -91,36 +100,45 @@ impl Core {
 
     /// Begins to make durable what is to be marked. All that wait share it.
     pub fn commit_marks(&mut self) {
-        for (slot, disk) in self.disks.iter_mut() {
-            if !disk.hot.is_busy() {
-                continue;
-            }
-            let now = self.clock.mono_ns;
-            let writes = disk.hot.next_batch(now);
-            let Some(file) = disk.hot.file().filter(|_| !writes.is_empty()) else { continue };
-            if let Some(code) = disk.failpoints.next_of(Target::Log) {
-                self.broken_logs.push((slot, code));
-                continue;
-            }
-            for Write { page: (offset, bytes), is_durable } in writes {
-                let mut buffer = self.pool.take(PAGE);
-                buffer[..PAGE].copy_from_slice(&bytes);
-                self.marks.next += 1;
-                let token = LOG_BIT | self.marks.next;
-                self.marks.all.insert(token, (slot, disk.number));
-                self.engine.push(Io {
-                    token,
-                    file: file.clone(),
-                    kind: IoKind::Write { is_durable },
-                    buffer: Some(buffer),
-                    buffer_at: 0,
-                    length: PAGE,
-                    offset,
-                });
-            }
+        let is_busy = |(slot, disk): (usize, &Disk)| disk.hot.is_busy().then_some(slot);
+        let busy: Vec<usize> = self.disks.iter().filter_map(is_busy).collect();
+        for slot in busy {
+            self.commit_marks_of(slot);
         }
         for (slot, code) in std::mem::take(&mut self.broken_logs) {
             self.distrust(slot, code);
+        }
+    }
+
+    fn commit_marks_of(&mut self, slot: usize) {
+        let Some(disk) = self.disks.get_mut(slot) else { return };
+        let number = disk.number;
+        let writes = disk.hot.next_batch(self.clock.mono_ns);
+        let Some(file) = disk.hot.file().filter(|_| !writes.is_empty()) else { return };
+        if let Some(code) = disk.failpoints.next_of(Target::Log) {
+            return self.broken_logs.push((slot, code));
+        }
+        let may_follow = disk.failpoints.is_empty();
+        let follower = if may_follow { disk.hot.take_follower() } else { None };
+        for Write { page: (offset, bytes), is_durable } in writes {
+            let mut buffer = self.pool.take(PAGE);
+            buffer[..PAGE].copy_from_slice(&bytes);
+            self.marks.next += 1;
+            let token = LOG_BIT | self.marks.next;
+            self.marks.all.insert(token, (slot, number));
+            let mark = Io {
+                token,
+                file: file.clone(),
+                kind: IoKind::Write { is_durable },
+                buffer: Some(buffer),
+                buffer_at: 0,
+                length: PAGE,
+                offset,
+            };
+            match follower {
+                Some(id) => self.start_behind(mark, id),
+                None => self.engine.push(mark),
+            }
         }
     }
 
@@ -170,7 +188,7 @@ impl Core {
         let now = self.clock.elapsed_ns();
         let Some(disk) = self.disks.get_mut(slot) else { return };
         if disk.hot.is_durable() {
-            crash::point("mark_after_durable_before_write");
+            crash::point("mark_after_durable_before_record");
             let again = disk.hot.committed(now);
             self.ready.extend(again);
             self.marks.look_soon();

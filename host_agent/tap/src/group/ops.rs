@@ -182,12 +182,8 @@ impl Core {
         if !self.is_marked(id) {
             return;
         }
+        self.enter_flight(id);
         let Some(op) = self.ops.get_mut(id) else { return };
-        if let (true, Some(stream)) = (op.is_change(), &mut self.stream) {
-            let range = op.offset..op.offset + op.length;
-            let number = self.disks.get(op.disk).map_or(0, |disk| disk.number);
-            stream.ring.flight_enter(flight_slot(id), number, &range);
-        }
         let mut effect = Effect::default();
         if let (Some(target), Some(disk)) = (op.target(), self.disks.get_mut(op.disk)) {
             if !disk.failpoints.is_empty() {
@@ -207,6 +203,14 @@ impl Core {
         } else {
             self.submit(id);
         }
+    }
+
+    /// A change is in the table before the disk hears of it.
+    fn enter_flight(&mut self, id: OpId) {
+        let Some(op) = self.ops.get(id).filter(|op| op.is_change()) else { return };
+        let Some(stream) = &mut self.stream else { return };
+        let number = self.disks.get(op.disk).map_or(0, |disk| disk.number);
+        stream.ring.flight_enter(flight_slot(id), number, &(op.offset..op.offset + op.length));
     }
 
     /// Drops an operation without an answer: its connection ends.
@@ -239,8 +243,27 @@ impl Core {
 
     /// Hands the rest of an operation to the engine.
     pub fn submit(&mut self, id: OpId) {
-        let Some(op) = self.ops.get_mut(id) else { return };
-        let Some(disk) = self.disks.get_mut(op.disk) else { return };
+        if let Some(io) = self.next_io(id) {
+            self.engine.push(io);
+        }
+    }
+
+    /// Starts a change that waits for `mark` together with it: the disk hears of it when the mark
+    /// is durable. If that fails, the change comes back and is started again.
+    pub fn start_behind(&mut self, mark: Io, id: OpId) {
+        self.enter_flight(id);
+        match self.next_io(id) {
+            Some(io) => {
+                self.marks.followers.push(id);
+                self.engine.push_linked(mark, io);
+            }
+            None => self.engine.push(mark),
+        }
+    }
+
+    fn next_io(&mut self, id: OpId) -> Option<Io> {
+        let op = self.ops.get_mut(id)?;
+        let disk = self.disks.get_mut(op.disk)?;
         let rest = op.length - op.done;
         let mut file = &disk.io.file;
         let (kind, mut length) = match op.kind {
@@ -273,7 +296,7 @@ impl Core {
             _ => op.buffer.take(),
         };
         let buffer_at = if op.kind == Kind::ZeroFill { 0 } else { op.done as usize };
-        self.engine.push(Io {
+        Some(Io {
             token: id as u64,
             file: file.clone(),
             kind,
@@ -281,7 +304,7 @@ impl Core {
             buffer_at,
             length: length as usize,
             offset: op.offset + op.done,
-        });
+        })
     }
 
     /// Takes completions from the engine.
@@ -290,6 +313,9 @@ impl Core {
         let id = completion.io.token as usize;
         let Some(op) = self.ops.get_mut(id) else { return };
         op.buffer = completion.io.buffer;
+        if self.marks.has_followed(id) && completion.result == Err(libc::ECANCELED) {
+            return self.ready.push(id);
+        }
         let is_again = matches!(completion.result, Err(libc::EINTR | libc::EAGAIN));
         match op.kind {
             _ if is_again => self.submit(id),

@@ -207,6 +207,13 @@ mod tests {
             }
         }
 
+        /// What is marked twice would never be given up whole.
+        fn check_slots(&self) {
+            let mut used: Vec<u32> = self.hot.extents.iter().copied().filter(|e| *e > 0).collect();
+            used.sort_unstable();
+            assert!(used.windows(2).all(|pair| pair[0] != pair[1]), "an extent has two slots");
+        }
+
         /// What a power cut may have made different must be found again.
         fn check(&self, path: &std::path::Path) {
             let found = Log::open(path).unwrap();
@@ -253,6 +260,7 @@ mod tests {
                     _ if random.below(200) == 0 => world.hot.go_whole(),
                     _ => {}
                 }
+                world.check_slots();
                 has_marked |= world.hot.phase == Phase::Marked;
                 given_up = given_up.max(world.hot.counts.given_up);
                 if round % 3 == 0 {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{opcode, squeue, types, IoUring};
 
-use crate::engine::{Completion, Io, IoKind};
+use crate::engine::{Completion, Io, IoKind, Linked};
 
 const QUEUE_ENTRIES: u32 = 256;
 
@@ -17,8 +17,10 @@ pub struct Uring {
     held: Vec<Option<Io>>,
     free: Vec<usize>,
     /// What found the submission queue full, oldest first.
-    waiting: VecDeque<Io>,
+    waiting: VecDeque<Linked>,
     unsubmitted: usize,
+    /// Of what is not submitted some are linked.
+    has_linked: bool,
 }
 
 impl Uring {
@@ -32,30 +34,54 @@ impl Uring {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
         let (held, free, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Uring { ring, held, free, waiting, unsubmitted: 0 })
+        Ok(Uring { ring, held, free, waiting, unsubmitted: 0, has_linked: false })
     }
 
-    /// Queues one; it begins at the next [`Uring::submit`].
-    pub fn push(&mut self, io: Io) {
-        // The completion queue has twice the entries: beyond the submission queue's size
-        // completions could overflow, so the rest waits here.
-        if self.held.len() - self.free.len() >= QUEUE_ENTRIES as usize {
-            self.waiting.push_back(io);
-            return;
+    fn in_flight(&self) -> usize {
+        self.held.len() - self.free.len()
+    }
+
+    /// The completion queue has twice the entries: beyond the submission queue's size completions
+    /// could overflow.
+    fn has_room(&self, linked: &Linked) -> bool {
+        self.in_flight() + 1 + usize::from(linked.1.is_some()) <= QUEUE_ENTRIES as usize
+    }
+
+    /// Queues one, or two that are linked; they begin at the next [`Uring::submit`].
+    pub fn push(&mut self, linked: Linked) {
+        if !self.has_room(&linked) {
+            return self.waiting.push_back(linked);
         }
+        let (io, then) = linked;
+        let first = self.hold(io);
+        match then {
+            None => self.push_entries(&[first]),
+            Some(then) => {
+                let entries = [first.flags(squeue::Flags::IO_LINK), self.hold(then)];
+                self.push_entries(&entries);
+                self.has_linked = true;
+            }
+        }
+    }
+
+    /// Keeps what the kernel is going to use, and describes it.
+    fn hold(&mut self, io: Io) -> squeue::Entry {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.held.push(None);
             self.held.len() - 1
         });
         let held = self.held[slot].insert(io);
-        let entry = Self::entry(held).user_data(slot as u64);
-        // SAFETY: descriptor and buffer are owned by `held[slot]`, which is kept until the
-        // completion of this entry was reaped (or leaked, see `drop`), and the heap buffer
-        // does not move when the `Io` does.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+        Self::entry(held).user_data(slot as u64)
+    }
+
+    fn push_entries(&mut self, entries: &[squeue::Entry]) {
+        // SAFETY: descriptors and buffers are owned by `held`, where each is kept until the
+        // completion of its entry was reaped (or leaked, see `drop`), and a heap buffer does not
+        // move when its `Io` does.
+        while unsafe { self.ring.submission().push_multiple(entries) }.is_err() {
             self.submit();
         }
-        self.unsubmitted += 1;
+        self.unsubmitted += entries.len();
     }
 
     fn entry(io: &mut Io) -> squeue::Entry {
@@ -83,10 +109,30 @@ impl Uring {
     pub fn submit(&mut self) {
         while self.unsubmitted > 0 {
             match self.ring.submit() {
-                Ok(_) => self.unsubmitted = 0,
+                Ok(_) => {
+                    self.unsubmitted = self.ring.submission().len();
+                    if self.unsubmitted > 0 && self.has_linked {
+                        self.wait_for_all();
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // Busy: completions must be reaped first; the entries stay queued.
                 Err(_) => return,
+            }
+        }
+        self.has_linked = false;
+    }
+
+    /// The kernel took only a part of the queue, as it may without memory. Two that are linked may
+    /// be cut, and then the second would not wait: so all that it took must be complete first.
+    fn wait_for_all(&self) {
+        const GET_EVENTS: u32 = 1;
+        let count = (self.in_flight() - self.unsubmitted) as u32;
+        let nothing = None::<&libc::sigset_t>;
+        // SAFETY: nothing is submitted and no memory is passed.
+        while let Err(e) = unsafe { self.ring.submitter().enter(0, count, GET_EVENTS, nothing) } {
+            if e.kind() != io::ErrorKind::Interrupted {
+                return;
             }
         }
     }
@@ -103,9 +149,9 @@ impl Uring {
             };
             out.push(Completion { io, result });
         }
-        while self.held.len() - self.free.len() < QUEUE_ENTRIES as usize {
-            let Some(io) = self.waiting.pop_front() else { break };
-            self.push(io);
+        while self.waiting.front().is_some_and(|linked| self.has_room(linked)) {
+            let Some(linked) = self.waiting.pop_front() else { break };
+            self.push(linked);
         }
         self.submit();
     }
