@@ -29,6 +29,7 @@ use super::fill::Needs;
 use super::hold::Holds;
 use super::marks::MarkIos;
 use super::ops::{Delayed, Op};
+use super::spin::Answered;
 use super::sync::SyncRun;
 
 /// Zeroes and trims of at most this are done in line on a memory file, bytes.
@@ -206,7 +207,7 @@ pub struct Core {
     /// Time of this batch.
     pub clock: Clock,
     /// Requests that were answered in this turn of the loop.
-    pub answered: u32,
+    pub answered: Answered,
     /// Data bytes of requests that are not done.
     pub queued_bytes: usize,
     /// Operations that may start.
@@ -241,7 +242,7 @@ impl Core {
             sync: SyncRun::default(),
             needs: Needs::default(),
             clock: Clock::new(),
-            answered: 0,
+            answered: Answered::default(),
             queued_bytes: 0,
             ready: Vec::new(),
             retries: Vec::new(),

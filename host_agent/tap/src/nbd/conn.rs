@@ -412,7 +412,8 @@ impl Conn {
         if batch == [0; 4] {
             return;
         }
-        core.answered += batch.iter().sum::<u32>();
+        core.answered.all += batch.iter().sum::<u32>();
+        core.answered.reads += batch[0];
         let ns = core.clock.elapsed_ns() - core.clock.mono_ns;
         let Some(disk) = self.disk().and_then(|slot| core.disks.get_mut(slot)) else { return };
         let latencies = &mut disk.stats.latencies;
