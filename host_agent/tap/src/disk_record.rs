@@ -85,7 +85,7 @@ mod tests {
         let scratch = Scratch::new();
         let path = scratch.path("d");
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let disk = open(&path, Cache::Auto, true).ok().unwrap();
+        let disk = open(&path, Cache::Writeback, true).ok().unwrap();
         let before = Fingerprint::of(&disk).unwrap();
         assert_eq!(Fingerprint::of(&disk).unwrap(), before);
         crate::disk::write_all(&disk.file, &[8; 512], (1 << 20) - 512).unwrap();
