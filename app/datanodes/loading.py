@@ -29,6 +29,7 @@ from app.models.hosts import HostState
 from app.models.tenants import PROVIDER_ID, TenantState
 from app.rights.places import choose_store, permitted_of
 from app.rights.territory import may_hold
+from app.tenants.schemas import Plan
 from app.vpgs.state import LIVE
 from host_agent.wire.serving import ServingRecord
 
@@ -117,9 +118,11 @@ async def _tenant_row(session: TenantSession) -> TenantRow | None:
     certificate = await session.orm.scalar(
         select(TenantAuthority.certificate).where(TenantAuthority.tenant_id == session.tenant_id)
     )
-    if version is None or certificate is None:
+    tenant = await session.orm.get(Tenant, session.tenant_id)
+    if version is None or certificate is None or tenant is None:
         return None
-    return TenantRow(show(Kind.TENANT, session.tenant_id), version, certificate)
+    rate = Plan(**tenant.plan).stream_bytes_per_second_max
+    return TenantRow(show(Kind.TENANT, session.tenant_id), version, certificate, rate)
 
 
 async def _host_rows(session: TenantSession) -> list[HostRow]:

@@ -28,6 +28,7 @@ class TenantRow:
     tenant: str
     version: int
     intermediate: str
+    bytes_per_second: int | None = None
 
 
 def make_record(
@@ -46,7 +47,7 @@ def make_record(
             for row in hosts
             if row.revoked_at is not None and now - row.revoked_at < DENIED_FOR
         ),
-        quotas=Quotas(),
+        quotas=Quotas(bytes_per_second=tenant.bytes_per_second),
     )
 
 

@@ -19,6 +19,12 @@ class Plan(Input):
     protected_bytes_max: int | None = Field(
         default=None, ge=0, description="The sizes of all protected disks. None: no limit."
     )
+    stream_bytes_per_second_max: int | None = Field(
+        default=None,
+        ge=65_536,
+        le=1 << 40,
+        description="What all hosts together may send to one data node. None: as much as comes.",
+    )
     retained_bytes_max: int | None = Field(default=None, ge=0, description="None: no limit.")
     territories: list[Territory] | None = Field(
         default=None, description="Where the tenant's data may be held and opened. None: anywhere."

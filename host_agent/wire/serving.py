@@ -45,10 +45,13 @@ class HostRight(msgspec.Struct, frozen=True):
 
 
 class Quotas(msgspec.Struct, frozen=True):
-    """What one process of the tenant takes on at most."""
+    """What one process of the tenant takes on at most. `bytes_per_second`: of all its streams
+    together; None: as much as comes.
+    """
 
     connections_max: Count = 256
     memory_bytes_max: Count = 256 * limits.MIB
+    bytes_per_second: Count | None = None
 
 
 class ServingRecord(msgspec.Struct, frozen=True):

@@ -234,6 +234,17 @@ async def test_a_node_is_told_of_each_tenant_and_of_each_change(service: Service
         assert node.tenants == sorted([own, later])
 
 
+async def test_a_tenant_s_rate_reaches_its_record(service: Service) -> None:
+    wanted = {"name": "paced", "plan": {"stream_bytes_per_second_max": 1 << 20}}
+    paced = (await service.provider.post("/v1/provider/tenants", wanted)).json()["id"]
+    free = await tenant_id(await service.make_tenant())
+    await service.provider.post("/v1/provider/journal-stores", FOLDER)
+    node_id, _ = await joined_node(service)
+    async with connected(service, node_id) as node:
+        assert (await node.read_until_told(paced)).quotas.bytes_per_second == 1 << 20
+        assert (await node.read_until_told(free)).quotas.bytes_per_second is None
+
+
 async def test_a_node_that_holds_the_newest_is_told_nothing_again(service: Service) -> None:
     tenant = await service.make_tenant()
     own = await tenant_id(tenant)

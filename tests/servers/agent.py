@@ -33,6 +33,7 @@ from host_agent.wire.message import (
     Probed,
     Received,
     Stored,
+    Throttle,
     Welcome,
     pack,
     pack_frame_head,
@@ -177,6 +178,7 @@ class Agent:
         self.stored_messages: list[Stored] = []
         self.received = 0
         self.sent = 0
+        self.part: int | None = None
         self.state = State.RECORDING
         self.answers_probes = True
         self.probes = 0
@@ -245,6 +247,8 @@ class Agent:
             self.stored = message.seq
         elif isinstance(message, Received):
             self.received = message.seq
+        elif isinstance(message, Throttle):
+            self.part = message.bytes_per_second
         return message
 
     def answer(self, probe: int) -> None:

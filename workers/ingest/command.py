@@ -90,7 +90,7 @@ class _Process:
         try:
             return await serve_json(
                 path,
-                lambda: status_of(self._server, self._tools.budget, self._background.now()),
+                lambda: status_of(self._server, self._tools, self._background.now()),
             )
         except OSError as error:
             raise BadConfig(

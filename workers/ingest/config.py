@@ -41,6 +41,8 @@ class LimitsConfig:
     connections_max: int = 256
     handshakes_max: int = 64
     memory_bytes_max: int = 1024 * 1024 * 1024
+    #: Of all streams together; None: as much as comes.
+    bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def settings_of(record: ServingRecord, *, is_probed: bool) -> IngestSettings:
         limits=LimitsConfig(
             connections_max=record.quotas.connections_max,
             memory_bytes_max=record.quotas.memory_bytes_max,
+            bytes_per_second=record.quotas.bytes_per_second,
         ),
         is_probed=is_probed,
     )
@@ -81,7 +82,7 @@ class TenantIngest:
         self._server.renew(tenant_context(identity, self._record.intermediate))
 
     def status(self) -> dict[str, object]:
-        return status_of(self._server, self._work.tools.budget, self._background.now())
+        return status_of(self._server, self._work.tools, self._background.now())
 
     def facts(self) -> list[dict[str, object]]:
         now = self._background.now()

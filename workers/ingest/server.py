@@ -17,6 +17,7 @@ from workers.ingest.connection import Connection
 from workers.ingest.decide import Peer, Rules, authorise_peer, check_validity, may_write
 from workers.ingest.errors import CloseCode, SessionEnded
 from workers.ingest.facts import StreamFacts
+from workers.ingest.quota import shares
 from workers.ingest.session import Session
 from workers.ingest.tls import peer_of
 from workers.ingest.tools import Tools
@@ -153,11 +154,21 @@ class Server:
     def change(self, rules: Rules, limits: LimitsConfig) -> None:
         """Other rules hold from now on: whom they no longer let in is put out at once."""
         self._tools.rules, self._limits = rules, limits
+        self._tools.quota.set_rate(limits.bytes_per_second, self._tools.clock.monotonic())
         for session in list(self.sessions):
             identity = session.identity
             if not may_write(session.peer, identity.group if identity else None, rules):
                 self.counters.put_out += 1
                 session.put_out()
+
+    def share_quota(self, seconds: float) -> None:
+        """Tell every session its part of the tenant's quota, by what came in these seconds."""
+        rate = self._tools.quota.rate
+        writing = [session for session in self.sessions if session.is_writing]
+        sent = [session.take_tally() / seconds for session in writing]
+        parts = [0.0] * len(writing) if rate is None else shares(rate, sent)
+        for session, part in zip(writing, parts, strict=True):
+            session.throttle(round(part))
 
     def renew(self, context: SSL.Context) -> None:
         """Another certificate for the connections to come."""

@@ -19,6 +19,7 @@ from workers.ingest.config import IngestSettings
 from workers.ingest.log import Log
 from workers.ingest.memory import return_memory
 from workers.ingest.ports import SystemClock, ThreadOffload, system_token
+from workers.ingest.quota import Quota
 from workers.ingest.rpo import Moment
 from workers.ingest.server import Server
 from workers.ingest.tools import Timing, Tools
@@ -36,6 +37,8 @@ _LEAVE_SECONDS_MAX = 0.5
 #: After so long with less than this held, what a burst used goes back to the system.
 _TIDY_SECONDS = 10.0
 _BUSY_BYTES = 16 * 1024 * 1024
+#: Parts of the quota follow what the streams send so often.
+_SHARE_SECONDS = 1.0
 
 
 class StoreWork:
@@ -65,6 +68,7 @@ class StoreWork:
             token=system_token,
             budget=Budget(settings.limits.memory_bytes_max),
             log=log,
+            quota=Quota(settings.limits.bytes_per_second),
         )
 
     def _sleep(self, seconds: float) -> None:
@@ -102,6 +106,7 @@ class Background:
         self._tasks = [
             asyncio.create_task(self._state(server)),
             asyncio.create_task(self._tidy()),
+            asyncio.create_task(self._share(server)),
         ]
 
     def stop(self) -> None:
@@ -130,6 +135,12 @@ class Background:
             was_busy, busy = busy, self._tools.budget.look() >= _BUSY_BYTES
             if was_busy and not busy:
                 return_memory()
+
+    async def _share(self, server: Server) -> None:
+        """Tell each agent its part of the tenant's quota."""
+        while True:
+            await asyncio.sleep(_SHARE_SECONDS)
+            server.share_quota(_SHARE_SECONDS)
 
     def now(self) -> Moment:
         """This instant on both clocks."""

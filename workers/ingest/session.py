@@ -26,6 +26,7 @@ from host_agent.wire.message import (
     Probed,
     Received,
     Stored,
+    Throttle,
     Welcome,
     pack,
 )
@@ -55,6 +56,9 @@ _RECEIVED_EVERY_BYTES = 4 * limits.MIB
 
 #: Salts of a stream's earlier connections that must not come back.
 _SALTS_MAX = 64
+
+#: An agent is told its part of the quota anew when it changed by more than this.
+_PART_CHANGE_MIN = 0.05
 
 #: Answers that an agent does not read. More means that it is stuck.
 _UNREAD_BYTES_MAX = 256 * 1024 + limits.FETCH_BYTES_MAX
@@ -86,6 +90,8 @@ class Session:
         self._writing: _Writing | None = None
         self._waiting_length: int | None = None
         self._untold_bytes = 0
+        self._tally = 0
+        self._part = 0
         self._heard_at = tools.clock.monotonic()
         self.finished = asyncio.Event()
 
@@ -98,6 +104,22 @@ class Session:
     def identity(self) -> Identity | None:
         """Which stream, once HELLO was admitted."""
         return self._admitted.identity if self._admitted else None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether frames are taken."""
+        return self._writing is not None and self._reason is None
+
+    def take_tally(self) -> int:
+        """Bytes of frames since this was last asked."""
+        tally, self._tally = self._tally, 0
+        return tally
+
+    def throttle(self, bytes_per_second: int) -> None:
+        """Tell the agent its part of the tenant's quota; 0: there is none any longer."""
+        if abs(bytes_per_second - self._part) > self._part * _PART_CHANGE_MIN:
+            self._part = bytes_per_second
+            self._line.write(pack(Throttle(bytes_per_second, "The tenant's quota.")))
 
     # --- life
 
@@ -292,11 +314,25 @@ class Session:
             return Taking.SKIP
         if header.counter == 0:
             facts.last_salts = (*facts.last_salts[1 - _SALTS_MAX :], header.salt)
-        if writing.committer.take_room(length):
+        if self._takes_room(writing, length):
             return Taking.TAKE
         self._waiting_length = length
         self._line.pause()
         return Taking.WAIT
+
+    def _takes_room(self, writing: _Writing, length: int) -> bool:
+        """Take room for a frame; where there is none, `_on_room` is called when there may be."""
+        quota, now = self._tools.quota, self._tools.clock.monotonic()
+        wait = quota.wait_seconds(now)
+        if wait > 0:
+            quota.waits += 1
+            asyncio.get_running_loop().call_later(wait, self._on_room)
+            return False
+        if not writing.committer.take_room(length):
+            return False
+        quota.take(length, now)
+        self._tally += length
+        return True
 
     def on_frame(self, frame: ReceivedFrame) -> None:
         """A frame is complete."""
@@ -325,7 +361,7 @@ class Session:
         length = self._waiting_length
         if length is None or self._writing is None or self._reason is not None:
             return
-        if self._writing.committer.take_room(length):
+        if self._takes_room(self._writing, length):
             self._waiting_length = None
             self.on_heard()
             self._line.resume()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from workers.ingest.budget import Budget
 from workers.ingest.rpo import Moment
 from workers.ingest.server import Server
+from workers.ingest.tools import Tools
 
 
-def status_of(server: Server, budget: Budget, now: Moment) -> dict[str, object]:
+def status_of(server: Server, tools: Tools, now: Moment) -> dict[str, object]:
     """The whole status: figures of the process, then every stream."""
-    counters = server.counters
+    counters, budget, quota = server.counters, tools.budget, tools.quota
     return {
         "at": now.wall_ns,
         "connections": server.connections,
@@ -23,5 +23,7 @@ def status_of(server: Server, budget: Budget, now: Moment) -> dict[str, object]:
         "defects": counters.defects,
         "memory_held_bytes": budget.held,
         "memory_held_bytes_max": budget.held_max,
+        "quota_bytes_per_second": quota.rate,
+        "quota_waits": quota.waits,
         "streams": [facts.as_dict(now) for facts in server.all_facts()],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from host_agent.wire.names import Identity
@@ -11,6 +11,7 @@ from workers.ingest.decide import Rules
 from workers.ingest.facts import StreamFacts
 from workers.ingest.log import Log
 from workers.ingest.ports import Clock, Offload, Token
+from workers.ingest.quota import Quota
 from workers.storage.port import ObjectStore
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Tools:
     token: Token
     budget: Budget
     log: Log
+    quota: Quota = field(default_factory=Quota)
 
 
 class Line(Protocol):
