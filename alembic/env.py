@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from app.database.roles import MIGRATE
+from app.database.roles import MIGRATE, SYSTEM
 from app.models import Base
 
 _LOCK_MILLISECONDS_MAX = 3_000
@@ -25,6 +25,8 @@ def _run() -> None:
         context.configure(connection=connection, target_metadata=Base.metadata)
         with context.begin_transaction():
             context.run_migrations()
+            # Processes look whether the schema is theirs before they start.
+            connection.execute(text(f"GRANT SELECT ON alembic_version TO {SYSTEM}"))
     engine.dispose()
 
 

@@ -22,8 +22,10 @@ from app.hosts.schemas import RootOutput
 from app.http.contract import CONTACT, LICENSE, SERVERS, TAGS, describe
 from app.http.errors import handle_errors
 from app.http.limits import BodyLimit
+from app.http.observing import Figures, Observe
+from app.http.readiness import Readiness
 from app.http.routing import check_routers
-from app.http.schemas import HealthOutput, ProblemKindOutput
+from app.http.schemas import HealthOutput, ProblemKindOutput, ReadyOutput
 from app.http.unit import Tools
 from app.identity.endpoints import router as api_keys
 from app.identity.privileges import Role
@@ -50,7 +52,7 @@ from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
 
 #: Open to anybody: nothing of a tenant is in them.
 PUBLIC = frozenset(
-    {"/v1/enums", "/openapi.json", "/health", "/v1/problems", "/v1/root-certificate"}
+    {"/v1/enums", "/openapi.json", "/health", "/ready", "/v1/problems", "/v1/root-certificate"}
 )
 #: All of them.
 ROUTERS = (
@@ -117,16 +119,32 @@ def make_app(tools: Tools) -> FastAPI:
     )
     app.state.tools = tools
     app.state.hub = EventHub(tools.database)
+    app.state.readiness = Readiness(tools.database)
+    app.state.figures = Figures()
     app.add_middleware(BodyLimit)
     handle_errors(app)
+    app.add_middleware(Observe, figures=app.state.figures)
     check_routers(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
 
+    _add_public(app, tools)
+    describe(app, ROUTERS)
+    return app
+
+
+def _add_public(app: FastAPI, tools: Tools) -> None:
     @app.get("/health", tags=["service"], summary="Tell whether the service answers")
     async def health() -> HealthOutput:
-        """For load balancers; says nothing of any tenant."""
-        return HealthOutput(status="up")
+        """For supervisors: the process lives. Says nothing of any tenant."""
+        found: HealthOutput = await app.state.readiness.health()
+        return found
+
+    @app.get("/ready", tags=["service"], summary="Tell whether requests can be answered")
+    async def ready() -> ReadyOutput:
+        """For load balancers: 503 while the database does not answer or is being upgraded."""
+        found: ReadyOutput = await app.state.readiness.check()
+        return found
 
     @app.get("/v1/problems", tags=["service"], summary="List what can go wrong")
     async def problems() -> list[ProblemKindOutput]:
@@ -145,6 +163,3 @@ def make_app(tools: Tools) -> FastAPI:
         return RootOutput(
             certificate=root.certificate_pem, sha256=root.fingerprint, time=tools.clock.now()
         )
-
-    describe(app, ROUTERS)
-    return app

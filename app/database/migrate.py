@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from app.database.roles import create_roles
+from app.database.schema import SCRIPTS
+from host_agent.wire.errors import HoldfastError
 
-#: In the installed package the scripts lie beside this file, in the sources at the top.
-_INSTALLED = Path(__file__).with_name("migrations")
-_SCRIPTS = _INSTALLED if _INSTALLED.exists() else Path(__file__).resolve().parents[2] / "alembic"
+
+class UpgradeInterrupted(HoldfastError):
+    """The schema could not be changed now. It is as it was: a change is whole or not at all."""
+
+    code = "upgrade_interrupted"
 
 
 def prepare_database(administrator: URL) -> None:
@@ -28,17 +34,33 @@ def prepare_database(administrator: URL) -> None:
 
 
 def upgrade(url: URL, revision: str = "head") -> None:
-    """Run the migrations up to `revision`, as `holdfast_migrate`."""
-    command.upgrade(_config(url), revision)
+    """Run the migrations up to `revision`, as `holdfast_migrate`; UpgradeInterrupted."""
+    with _interruptible():
+        command.upgrade(_config(url), revision)
 
 
 def downgrade(url: URL, revision: str) -> None:
-    """Undo migrations down to `revision`; `base` undoes all."""
-    command.downgrade(_config(url), revision)
+    """Undo migrations down to `revision`; `base` undoes all. UpgradeInterrupted."""
+    with _interruptible():
+        command.downgrade(_config(url), revision)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        why = str(error.orig).strip().split("\n")[0]
+        raise UpgradeInterrupted(
+            f"The database's schema was not changed: {why}.",
+            hint="Its migrations wait 3 s for a lock and no longer, so that nobody waits behind "
+            "them. Run it again when the database is less busy.",
+            retryable=True,
+        ) from None
 
 
 def _config(url: URL) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS))
+    config.set_main_option("script_location", str(SCRIPTS))
     config.attributes["url"] = url.render_as_string(hide_password=False)
     return config

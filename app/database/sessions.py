@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import URL, AdaptedConnection, event, text
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.database.roles import APP, PROVIDER, SYSTEM, TENANT_SETTING
@@ -106,6 +107,12 @@ async def _session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
             if isinstance(error, OperationalError) or error.connection_invalidated:
                 raise Problem("database_unavailable", hint="Try again in a moment.") from error
             raise
+        except PoolTimeout:
+            raise Problem(
+                "database_unavailable",
+                "Too many requests are at work at once.",
+                hint="Try again in a moment.",
+            ) from None
 
 
 def make_engine(url: URL, role: str) -> AsyncEngine:

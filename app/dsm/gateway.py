@@ -26,7 +26,8 @@ from app.dsm.door import NotAdmitted, Peer, admit_host, read_leaf, uri_of
 from app.dsm.links import Owner
 from app.dsm.metrics import Metrics
 from app.dsm.outbox import Outbox, until_first
-from app.dsm.pace import Pace
+from app.dsm.twins import Twins
+from app.kit.pace import Pace
 from app.kit.problems import Problem
 from host_agent.wire import control, limits
 from host_agent.wire.control import Hello
@@ -54,7 +55,8 @@ OwnerOf = Callable[[Place], Owner | None]
 @dataclass(frozen=True)
 class GatewayOptions:
     """Where it listens, as what, and how often its hosts are to be heard of (seconds). `nodes`:
-    who serves data nodes that come in by the same door.
+    who serves data nodes that come in by the same door. `on_twins` is told the tenant and the host
+    whose identity two machines seem to use, and True, or False when that is over.
     """
 
     host: str
@@ -62,6 +64,7 @@ class GatewayOptions:
     tls: Any
     heartbeat_seconds: float
     nodes: NodeGateway | None = None
+    on_twins: Callable[[UUID, UUID, bool], None] = lambda *_: None
 
 
 class Attachment:
@@ -142,6 +145,7 @@ class Gateway:
         self._options, self._database = options, database
         self._owner_of, self._metrics = owner_of, metrics
         self._now = asyncio.get_running_loop().time
+        self._twins = Twins()
         self._server: Server | None = None
 
     async def start(self) -> int:
@@ -192,6 +196,11 @@ class Gateway:
         for attachment in dropped:
             attachment.drop(reason)
         return len(dropped)
+
+    def look_for_calm(self) -> None:
+        """Tell of hosts that one machine alone has used for a while."""
+        for key in self._twins.calm(self._now()):
+            self._options.on_twins(*key, False)
 
     def drop_hosts(self, hosts: Iterable[tuple[UUID, UUID]], now: datetime) -> int:
         """End the connections of hosts that were shut out or whose certificate ran out."""
@@ -297,6 +306,8 @@ class Gateway:
         if before is not None:
             self._detach(before)
             before.drop("a newer connection of the host replaced it")
+            if self._twins.replaced(key, self._now()):
+                self._options.on_twins(*key, True)
         self.attached[key] = attachment
         self._by_place[attachment.peer.place].add(attachment)
         self._metrics.connections.set(len(self.attached))

@@ -15,6 +15,7 @@ from cryptography import x509
 from prometheus_client import generate_latest
 from pydantic import Field
 
+from app.database.schema import check_schema
 from app.database.sessions import Database
 from app.database.settings import DatabaseSettings
 from app.datanodes.gateway import NodeGateway, NodeTools
@@ -25,7 +26,6 @@ from app.dsm.door import TlsFiles, client_context, server_context
 from app.dsm.engine import Agenda
 from app.dsm.fleet import Fleet
 from app.dsm.gateway import Gateway, GatewayOptions
-from app.dsm.health_door import HealthDoor
 from app.dsm.intake import Intake, IntakeTools
 from app.dsm.lease import LeaseKeeper, LeaseTimes
 from app.dsm.links import Owner
@@ -34,11 +34,13 @@ from app.dsm.metrics import Metrics
 from app.dsm.recorder import Recorder, RecorderOptions
 from app.dsm.relay import RelayServer, RelayTls, RemoteOwner
 from app.dsm.revocations import Out, Revocations
-from app.dsm.trouble import Trouble, say
+from app.dsm.trouble import Trouble
 from app.dsm.watchdog import watched_loop
 from app.keys.client import SocketKeys
 from app.keys.port import KeyService, NoKeys
 from app.kit.clock import SystemClock
+from app.kit.health_door import HealthDoor
+from app.kit.logs import begin_logging, say
 from app.kit.problems import Problem
 from app.kit.sealing import Sealer
 from app.kit.settings import Address, BadSettings, host_and_port
@@ -100,6 +102,7 @@ class DsmSettings(DatabaseSettings):
 
 def run_dsm(settings: DsmSettings) -> int:
     """Run until SIGTERM or SIGINT, which give the lease up. The exit code; BadSettings."""
+    begin_logging(settings.log_level)
     metrics = Metrics()
 
     def make_loop() -> asyncio.AbstractEventLoop:
@@ -159,6 +162,7 @@ class DsmProcess:
     async def start(self) -> None:
         """Open the doors and enter the lease; BadSettings, Problem."""
         settings, files = self.settings, self.settings.tls_files
+        await check_schema(self.database)
         server, client = server_context(files), client_context(files)
         root = x509.load_pem_x509_certificate(files.root.read_bytes())
         self._tls = RelayTls(server, client, root)
@@ -209,7 +213,7 @@ class DsmProcess:
         host, port = host_and_port(settings.control_listen)
         nodes = NodeGateway(NodeTools(database, sealer, SystemClock()))
         gateway_options = GatewayOptions(
-            host, port, self._tls.server, settings.heartbeat_seconds, nodes
+            host, port, self._tls.server, settings.heartbeat_seconds, nodes, recorder.twins
         )
         gateway = Gateway(gateway_options, database, self._owner_of, metrics)
         revocations = Revocations(database, settings.revocation_poll_seconds, self._wall)
@@ -229,7 +233,7 @@ class DsmProcess:
             self._health = HealthDoor(self._is_ready, lambda: generate_latest(registry))
             await self._health.start(*host_and_port(self.settings.dsm_health_listen))
 
-    def _is_ready(self) -> bool:
+    async def _is_ready(self) -> bool:
         return self.parts.lease.may_act()
 
     @staticmethod
@@ -384,6 +388,7 @@ class DsmProcess:
             lambda peer: peer.place.tenant_id in out.tenants, "the tenant is suspended"
         )
         self.parts.fleet.forget_hosts(out.hosts)
+        gateway.look_for_calm()
 
 
 async def _often(work: Callable[[], Awaitable[None]], seconds: float) -> None:

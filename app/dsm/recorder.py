@@ -34,7 +34,7 @@ from host_agent.wire.control import Answer, GroupFacts
 _TURN_SECONDS = 0.5
 #: Of a tenant whose rows cannot be written, no more than this waits: facts repeat.
 _WAITING_MAX = 20_000
-DOWN = "host.down"
+DOWN, TWINS = "host.down", "host.identity_used_twice"
 _SYNCS = {sync.value for sync in Sync}
 _LINKS = {
     Health.UP: Link.CONNECTED,
@@ -53,6 +53,7 @@ class _Batch:
     oldest_taken: float | None = None
     is_urgent: bool = False
     happenings: list[Happening] = field(default_factory=list)
+    twins: dict[UUID, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Recorder:
         """For the ledger."""
         batch = self._waiting[tenant_id]
         batch.happenings.append(happening)
+        batch.is_urgent = True
+
+    def twins(self, tenant_id: UUID, host_id: UUID, are_there: bool) -> None:
+        """Two machines use a host's identity, or not any more."""
+        batch = self._waiting[tenant_id]
+        batch.twins[host_id] = are_there
         batch.is_urgent = True
 
     def marked(self, tenant_id: UUID, host_id: UUID, marked: Iterable[Marked]) -> None:
@@ -143,6 +150,7 @@ class Recorder:
         newer = self._waiting[tenant_id]
         newer.statuses = {**batch.statuses, **newer.statuses}
         newer.held = {**batch.held, **newer.held}
+        newer.twins = {**batch.twins, **newer.twins}
         newer.taken = (batch.taken + newer.taken)[-_WAITING_MAX:]
         newer.happenings = (batch.happenings + newer.happenings)[-_WAITING_MAX:]
         newer.oldest_taken, newer.is_urgent = batch.oldest_taken, True
@@ -158,6 +166,7 @@ class Recorder:
                 happenings += batch.happenings
                 if start == 0:
                     happenings += await self._enter_held(session, batch.held)
+                    happenings += await _twin_alerts(session, batch.twins, self._options.wall())
                 await write_ledger(session, happenings, [], self._circumstances())
                 await session.commit()
             batch.happenings = []  # told once, whatever fails from here on
@@ -283,3 +292,21 @@ async def _alerts(
         if status.health != Health.DOWN
     }
     return [*await raise_alerts(session, down, now), *await clear_alerts(session, heard, now)]
+
+
+async def _twin_alerts(
+    session: TenantSession, twins: dict[UUID, bool], now: datetime
+) -> list[Happening]:
+    raised = [
+        Raised(
+            TWINS,
+            "error",
+            show(Kind.HOST, host_id),
+            "Two machines use this host's identity and put each other out. Only one of them is the "
+            "host: stop the copy, or revoke the host and let it join anew.",
+        )
+        for host_id, are_there in twins.items()
+        if are_there
+    ]
+    over = {(TWINS, show(Kind.HOST, host)) for host, are_there in twins.items() if not are_there}
+    return [*await raise_alerts(session, raised, now), *await clear_alerts(session, over, now)]

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import traceback
 from uuid import UUID
 
 from app.dsm.metrics import Metrics
-from app.kit.clock import SystemClock
 from app.kit.ids import Kind, show
+from app.kit.logs import say
 
 _TRACE_LETTERS_MAX = 2_000
-
-
-def say(event: str, **fields: object) -> None:
-    """A line of this process's log."""
-    line = {"at": SystemClock().now().isoformat(), "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 class Trouble:

@@ -57,6 +57,8 @@ _SECURITY = {
         "description": "A key of the provider's staff, or a data node's join token.",
     },
 }
+#: What routes without a caller may answer.
+_OF_PUBLIC = {"ready": {"database_unavailable"}}
 _REQUEST_ID = "req_01j8ed3z2eff2e9mrz1vkd5k27"
 
 
@@ -122,10 +124,11 @@ def _security(route: APIRoute | None) -> list[dict[str, list[str]]]:
 def _codes(operation: dict[str, Any], method: str, route: APIRoute | None) -> set[str]:
     codes = {"internal"}
     if route is None:
-        return codes
+        return codes | _OF_PUBLIC.get(operation["operationId"], set())
     codes |= reachable_codes(route.endpoint) | {"not_authenticated", "database_unavailable"}
     # A body is read before anything else, whether the route wants one or not.
     codes |= {"bad_request", "body_too_large", "body_too_deep", "unsupported_media_type"}
+    codes |= {"request_timeout", "too_many_requests"}
     for dependency in route.dependant.dependencies:
         assert dependency.call is not None
         codes |= reachable_codes(dependency.call)

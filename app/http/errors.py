@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,6 +50,8 @@ class Identify:
 
         try:
             await self._app(scope, receive, identified)
+        except ClientDisconnect:
+            return  # nobody is there to be told anything
         except Exception as error:
             _log.exception("request failed", extra={"request_id": request_id}, exc_info=error)
             if has_begun:
@@ -64,8 +66,10 @@ def _answer(request: Request, problem: Problem) -> JSONResponse:
     )
     if problem.kind.status == 401:
         response.headers["www-authenticate"] = "Bearer"
-    if problem.kind.status == 503:
+    if problem.kind.status in (429, 503):
         response.headers["retry-after"] = "2"
+    if problem.kind.status == 408:
+        response.headers["connection"] = "close"  # the rest of it may still come
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from itertools import accumulate
 
@@ -12,7 +13,9 @@ from app.kit.problems import Problem
 
 BODY_BYTES_MAX = 1024 * 1024
 #: Nothing of ours is as deep; a parser of ours must not be either.
-DEPTH_MAX = 32
+DEPTH_MAX = 20
+#: A body that is within its limit comes in a second over any line.
+BODY_SECONDS_MAX = 20.0
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -55,8 +58,12 @@ class BodyLimit:
 
 
 async def check_body(request: Request) -> None:
-    """Receive the body; Problem `unsupported_media_type` or `body_too_deep`."""
-    body = await request.body()
+    """Receive the body; Problem `request_timeout`, `unsupported_media_type`, `body_too_deep`."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            body = await request.body()
+    except TimeoutError:
+        raise Problem("request_timeout", hint="Send the whole body at once.") from None
     if not body:
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip()

@@ -101,12 +101,14 @@ class TenantRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             await check_body(request)  # a slow sender holds no connection of the database
+            tools: Tools = request.app.state.tools
+            _check_admission(tools, request)
             credential = await self.credential(request)
             assert credential.tenant_id is not None
-            tools: Tools = request.app.state.tools
             try:
                 async with tools.database.tenant(credential.tenant_id) as session:
                     principal = await self.authenticate(Entry(session, tools, credential, request))
+                    _admit(tools, request, principal)
                     unit = TenantUnit(
                         session, principal, tools, circumstances_of(request, principal.actor)
                     )
@@ -186,10 +188,12 @@ class ProviderRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             await check_body(request)
-            credential = self.credential(request)
             tools: Tools = request.app.state.tools
+            _check_admission(tools, request)
+            credential = self.credential(request)
             async with tools.database.provider() as session:
                 principal = await self.authenticate(session, tools, credential)
+                _admit(tools, request, principal)
                 request.state.unit = ProviderUnit(
                     session, principal, tools, circumstances_of(request, principal.actor)
                 )
@@ -198,6 +202,16 @@ class ProviderRoute(APIRoute):
                 return response
 
         return handle
+
+
+def _check_admission(tools: Tools, request: Request) -> None:
+    if tools.admission is not None:
+        tools.admission.check(bearer_of(request))
+
+
+def _admit(tools: Tools, request: Request, principal: Principal) -> None:
+    if tools.admission is not None:
+        tools.admission.admit(bearer_of(request), principal.tenant_id)
 
 
 def bearer_of(request: Request) -> str:

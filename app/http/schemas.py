@@ -60,9 +60,22 @@ class ProblemKindOutput(Output):
 
 
 class HealthOutput(Output):
-    """Whether the service answers."""
+    """That the service answers, and which walls stand between tenants' journals."""
 
     status: str = Field(examples=["up"])
+    store_walls: dict[str, int] | None = Field(
+        description="How many journal stores keep tenants apart by what: `static`, a credential "
+        "for each tenant; `folder`, a local one; `shared`, one credential for all. null: the "
+        "database was not asked yet.",
+        examples=[{"static": 1}],
+    )
+    warnings: list[str] = Field(examples=[[]])
+
+
+class ReadyOutput(Output):
+    """That requests can be answered now."""
+
+    ready: bool = Field(examples=[True])
 
 
 _NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from app.certificates.authority import Authority
 from app.database.sessions import Database, ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.http.admission import Admission
 from app.identity.principals import Principal
 from app.keys.port import KeyService, NoKeys
 from app.kit.clock import Clock
@@ -28,6 +29,8 @@ class Tools:
     keys: KeyService = field(default_factory=NoKeys)
     #: Where hosts find their managers, HOST:PORT, the best first.
     control_doors: tuple[str, ...] = ()
+    #: None: requests are not counted.
+    admission: Admission | None = None
 
 
 @dataclass

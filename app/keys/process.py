@@ -8,12 +8,15 @@ import signal
 from pathlib import Path
 
 from cryptography import x509
+from prometheus_client import generate_latest
 from pydantic import Field
 
 from app.keys.local import LocalKeys
 from app.keys.server import KeyServer
 from app.kit.clock import SystemClock
-from app.kit.settings import BadSettings, Settings
+from app.kit.health_door import HealthDoor
+from app.kit.logs import begin_logging
+from app.kit.settings import Address, BadSettings, Settings, host_and_port
 
 
 class KeysSettings(Settings):
@@ -26,6 +29,9 @@ class KeysSettings(Settings):
         description="Numbers of the users whose processes may ask; by default its own.",
     )
     root_certificate_file: Path
+    keys_health_listen: Address | None = Field(
+        default=None, description="Plain HTTP on loopback: /health, /ready and /metrics."
+    )
 
     def root(self) -> x509.Certificate:
         """The deployment's root; BadSettings."""
@@ -37,6 +43,7 @@ class KeysSettings(Settings):
 
 def run_keys(settings: KeysSettings) -> int:
     """Serve until a signal. Returns the exit code; BadSettings, KeysBusy."""
+    begin_logging(settings.log_level)
     # What it holds goes into no core dump and to no debugger of the same user.
     _hide_memory()
     os.umask(0o077)
@@ -50,10 +57,15 @@ async def _serve(settings: KeysSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     keys = LocalKeys(settings.keys_directory, settings.root(), SystemClock())
+    server = KeyServer(keys, settings.keys_users)
+    door = HealthDoor(server.is_ready, lambda: generate_latest(server.registry))
     try:
-        async with KeyServer(keys, settings.keys_users).serve(settings.keys_socket):
+        async with server.serve(settings.keys_socket):
+            if settings.keys_health_listen is not None:
+                await door.start(*host_and_port(settings.keys_health_listen))
             await stopping.wait()
     finally:
+        await door.stop()
         keys.close()
 
 

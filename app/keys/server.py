@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry, Counter
 
 from app.keys.messages import (
     Answer,
@@ -45,14 +46,28 @@ class KeyServer:
     def __init__(self, keys: KeyService, users: frozenset[int]) -> None:
         self._keys, self._users = keys, users
         self._connections = 0
+        self._is_serving = False
+        self.registry = CollectorRegistry()
+        self._answers = Counter(
+            "holdfast_keys_answers",
+            "Requests by what they asked and how they were answered.",
+            ["asked", "outcome"],
+            registry=self.registry,
+        )
+
+    async def is_ready(self) -> bool:
+        """Whether it listens."""
+        return self._is_serving
 
     @contextlib.asynccontextmanager
     async def serve(self, path: Path) -> AsyncIterator[None]:
         """Listen on a socket of this path until the block ends. What lay there is replaced."""
         server = await asyncio.start_unix_server(self._connected, sock=self._listener(path))
+        self._is_serving = True
         try:
             yield
         finally:
+            self._is_serving = False
             server.close()
 
     def _listener(self, path: Path) -> socket.socket:
@@ -83,16 +98,22 @@ class KeyServer:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             data = await asyncio.wait_for(read_message(reader), _IDLE_SECONDS)
-            try:
-                request = msgspec.json.decode(data, type=AnyRequest)
-                done = await self._do(request)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                answer = Answer(refusal=_refused(str(error)))
-            except HoldfastError as error:
-                answer = Answer(refusal=refusal_of(error))
-            else:
-                answer = Answer(done=msgspec.Raw(msgspec.json.encode(done)))
-            await write_message(writer, answer)
+            await write_message(writer, await self._answer(data))
+
+    async def _answer(self, data: bytes) -> Answer:
+        asked, outcome = "nothing", "done"
+        try:
+            request = msgspec.json.decode(data, type=AnyRequest)
+            asked = type(request).__name__
+            done = await self._do(request)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            answer, outcome = Answer(refusal=_refused(str(error))), "malformed"
+        except HoldfastError as error:
+            answer, outcome = Answer(refusal=refusal_of(error)), error.code
+        else:
+            answer = Answer(done=msgspec.Raw(msgspec.json.encode(done)))
+        self._answers.labels(asked, outcome).inc()
+        return answer
 
     async def _do(self, request: AnyRequest) -> Any:
         keys = self._keys

@@ -67,6 +67,8 @@ CATALOGUE = _catalogue(
     ProblemKind("idempotency_key_reused", 422, "The key came with another request before."),
     ProblemKind("etag_required", 428, "The request must say which version it changes."),
     ProblemKind("request_refused", 422, "The certificate request is not acceptable."),
+    ProblemKind("request_timeout", 408, "The request's body did not come in time.", retryable=True),
+    ProblemKind("too_many_requests", 429, "Requests come too often.", retryable=True),
     ProblemKind("too_many_streams", 429, "Too many event streams are open.", retryable=True),
     ProblemKind("internal", 500, "Something failed on our side.", retryable=True),
     ProblemKind("key_service_away", 503, "The key service does not answer.", retryable=True),

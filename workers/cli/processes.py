@@ -36,11 +36,18 @@ def run_keys() -> int:
 
 def run_worker() -> int:
     """`holdfast worker`: Celery's worker, which does what is due."""
+    from app.kit.logs import begin_logging
     from app.kit.settings import read_settings
     from workers.tasks.celery import configured
-    from workers.tasks.runner import WorkerSettings
+    from workers.tasks.runner import WorkerSettings, check_database
 
     settings = read_settings(WorkerSettings)
+    begin_logging(settings.log_level)
+    check_database(settings)
+    if settings.worker_health_listen is not None:
+        from workers.tasks.health import WorkerHealth
+
+        WorkerHealth().serve(settings.worker_health_listen)
     # The pool's own children are told what we are by the environment.
     words = ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     configured(settings).worker_main([*words, f"--loglevel={settings.log_level}"])

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.kit.health_door import HealthDoor
 from host_agent.wire.errors import HoldfastError
 from workers.ingest.answering import serve_json
 from workers.ingest.log import Log
@@ -47,20 +48,24 @@ class NodeSettings:
     control_doors: tuple[tuple[str, int], ...]
     api_url: str | None = None
     token_file: Path | None = None
+    health_listen: tuple[str, int] | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> NodeSettings:
     """From HOLDFAST_DATANODE_DIRECTORY, HOLDFAST_DATANODE_LISTEN, HOLDFAST_CONTROL_DOORS (with
-    commas), and for joining HOLDFAST_API_URL and HOLDFAST_DATANODE_TOKEN_FILE; BadSettings.
+    commas), for joining HOLDFAST_API_URL and HOLDFAST_DATANODE_TOKEN_FILE, and for health and
+    figures HOLDFAST_DATANODE_HEALTH_LISTEN; BadSettings.
     """
     doors = _needed(environment, "CONTROL_DOORS").split(",")
     token_file = environment.get(f"{_PREFIX}DATANODE_TOKEN_FILE")
+    health = environment.get(f"{_PREFIX}DATANODE_HEALTH_LISTEN")
     return NodeSettings(
         directory=Path(_needed(environment, "DATANODE_DIRECTORY")),
         listen=_address("DATANODE_LISTEN", _needed(environment, "DATANODE_LISTEN")),
         control_doors=tuple(_address("CONTROL_DOORS", door.strip()) for door in doors),
         api_url=environment.get(f"{_PREFIX}API_URL"),
         token_file=Path(token_file) if token_file else None,
+        health_listen=_address("DATANODE_HEALTH_LISTEN", health) if health else None,
     )
 
 
@@ -157,6 +162,7 @@ async def _serve(
         settings.directory / STATUS_SOCKET,
         lambda: {**node.status(), "control": control.as_dict()},
     )
+    health = await _open_health(settings, node)
     connecting = asyncio.create_task(control.run())
     host, port = listener.getsockname()[:2]
     log.info("listening", address=f"{host}:{port}", pid=os.getpid(), tenants=len(node.versions()))
@@ -164,7 +170,20 @@ async def _serve(
     log.info("stopping")
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
+    if health is not None:
+        await health.stop()
     await processes.stop()
     status.close()
     (settings.directory / STATUS_SOCKET).unlink(missing_ok=True)
     log.info("stopped")
+
+
+async def _open_health(settings: NodeSettings, node: Node) -> HealthDoor | None:
+    if settings.health_listen is None:
+        return None
+    # Only who is asked for figures needs their library.
+    from workers.supervisor.figures import figures_of
+
+    door = HealthDoor(node.is_ready, figures_of(node.status))
+    await door.start(*settings.health_listen)
+    return door

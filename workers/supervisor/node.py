@@ -254,6 +254,10 @@ class Node:
 
     # --- what is said of it
 
+    async def is_ready(self) -> bool:
+        """Whether connections are passed on."""
+        return self._router is not None and self._router.is_ready
+
     def status(self) -> dict[str, object]:
         """The whole node; JSON. Names no credential."""
         now = asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from app.alerts.service import Raised, clear_alerts, raise_alerts
+from app.database.schema import check_schema
 from app.database.sessions import Database
 from app.database.settings import DatabaseSettings
 from app.events.ledger import Circumstances, write_ledger
@@ -18,6 +19,8 @@ from app.jobs.plan import FAILURES_TOLD, PERIODS
 from app.jobs.service import Claim, JobKey, claim_job, fail_job, finish_job, renew_job
 from app.kit.clock import Clock, SystemClock
 from app.kit.ids import Kind, show
+from app.kit.problems import Problem
+from app.kit.settings import Address
 from host_agent.wire.errors import HoldfastError
 from workers.tasks.steps import STEPS, StepTools
 
@@ -34,6 +37,23 @@ class WorkerSettings(DatabaseSettings):
     worker_processes: int = Field(default=2, ge=1, le=64)
     store_url: str = Field(description="Where journals are: file:///… or s3://…")
     keys_socket: Path
+    worker_health_listen: Address | None = Field(
+        default=None, description="Plain HTTP on loopback: /health, /ready and /metrics."
+    )
+
+
+def check_database(settings: WorkerSettings) -> None:
+    """BadSettings for a schema that is not ours; a database that is away is waited for later."""
+
+    async def check() -> None:
+        database = Database(settings.database)
+        try:
+            with contextlib.suppress(Problem):
+                await check_schema(database)
+        finally:
+            await database.close()
+
+    asyncio.run(check())
 
 
 Step = Callable[[StepTools, Claim], Awaitable[None]]

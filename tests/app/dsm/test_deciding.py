@@ -29,9 +29,9 @@ from app.dsm.known import ROW_SECONDS, HostState, KnownHost, Marked
 from app.dsm.manager import DueKey, Manager, Means
 from app.dsm.metrics import Metrics
 from app.dsm.outbox import Outbox
-from app.dsm.pace import Pace
 from app.dsm.watchdog import watched_loop
 from app.kit.ids import Kind, show
+from app.kit.pace import Pace
 from host_agent.wire import control
 from host_agent.wire.control import (
     Answer,

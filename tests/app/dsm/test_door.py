@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from cryptography import x509
@@ -19,6 +20,7 @@ from app.certificates.authority import Authority, make_intermediate, make_root, 
 from app.certificates.service import load_tenant_authority
 from app.dsm.door import PROCESS_URI, NotAdmitted, is_process, uri_of
 from app.dsm.process import DsmProcess
+from app.dsm.twins import CALM_SECONDS, Twins
 from app.kit.clock import SystemClock
 from app.kit.ids import Kind, parse
 from host_agent.wire.names import agent_san
@@ -180,6 +182,37 @@ async def test_a_revoked_host_s_live_connection_ends_and_it_does_not_come_back(
         await host.until(lambda: len(host.failures) >= before + 5)
         assert len(host.welcomes) == welcomes
         await kept.until(lambda: kept.connection is not None)
+
+
+async def test_one_identity_on_two_machines_is_told(site: Site, process: DsmProcess) -> None:
+    """EN7: two that put each other out are an alert; the control, one that comes and goes, none."""
+    tenant = await site.service.make_tenant()
+    host_id, files = await site.join(tenant, "copied")
+    _, other_files = await site.join(tenant, "restless")
+    restless = site.host(other_files, door_of(process))
+
+    async def alerts() -> list[str]:
+        found = (await tenant.get("/v1/alerts")).json()["items"]
+        return [one["subject"] for one in found if one["code"] == "host.identity_used_twice"]
+
+    for number in range(1, 7):
+        async with running(restless):
+            await restless.until(lambda wanted=number: len(restless.welcomes) >= wanted)  # type: ignore[misc]
+    one, two = (site.host(files, door_of(process)) for _ in range(2))
+    async with running(one), running(two), asyncio.timeout(60):
+        while not await alerts():
+            await asyncio.sleep(0.2)
+    assert await alerts() == [host_id]
+
+
+def test_when_it_is_over_it_is_told_once() -> None:
+    twins, key = Twins(), (UUID(int=1), UUID(int=2))
+    assert [twins.replaced(key, float(at)) for at in range(6)] == [False] * 3 + [True] + [False] * 2
+    assert twins.calm(100.0) == []
+    assert twins.calm(5.0 + CALM_SECONDS + 1) == [key]
+    assert twins.calm(10_000.0) == []
+    slow = [twins.replaced(key, 20_000.0 + at * 60.0) for at in range(8)]
+    assert not any(slow), "a line that breaks now and then"
 
 
 async def test_a_suspended_tenant_s_hosts_go_and_do_not_come_in(

@@ -1,9 +1,9 @@
-"""Plain HTTP on loopback: whether the process lives, whether it may act, its figures."""
+"""Plain HTTP on loopback: whether the process lives, whether it is ready to work, its figures."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 _REQUEST_BYTES_MAX = 8192
 _REQUEST_SECONDS_MAX = 5.0
@@ -12,7 +12,9 @@ _REQUEST_SECONDS_MAX = 5.0
 class HealthDoor:
     """Answers GET /health, /ready and /metrics, one request a connection."""
 
-    def __init__(self, is_ready: Callable[[], bool], figures: Callable[[], bytes]) -> None:
+    def __init__(
+        self, is_ready: Callable[[], Awaitable[bool]], figures: Callable[[], bytes]
+    ) -> None:
         self._is_ready, self._figures = is_ready, figures
         self._server: asyncio.Server | None = None
 
@@ -32,21 +34,21 @@ class HealthDoor:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS_MAX):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(head))
+                writer.write(await self._answer(head))
                 await writer.drain()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             return
         finally:
             writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         path = head.split(b" ", 2)[1:2]
         if path == [b"/metrics"]:
             return _response(200, self._figures(), b"text/plain; version=0.0.4")
         if path == [b"/health"]:
             return _response(200, b'{"status": "up"}')
         if path == [b"/ready"]:
-            ready = self._is_ready()
+            ready = await self._is_ready()
             return _response(200 if ready else 503, b'{"ready": %s}' % str(ready).lower().encode())
         return _response(404, b"{}")
 
