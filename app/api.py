@@ -44,6 +44,8 @@ from app.rights.state import PlacementState
 from app.sites.endpoints import router as sites
 from app.tenants.endpoints import provider as provider_tenants
 from app.tenants.endpoints import router as tenant
+from app.usage.endpoints import provider as provider_usage
+from app.usage.endpoints import router as usage
 from app.users.endpoints import inviting, logging_in
 from app.users.endpoints import router as users
 from app.vpgs.endpoints import router as vpgs
@@ -77,6 +79,8 @@ ROUTERS = (
     keys,
     provider_entries,
     provider_tenants,
+    usage,
+    provider_usage,
     provider_entering,
     data_nodes,
     joining_nodes,

@@ -10,6 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -34,7 +35,8 @@ from app.keys.schemas import RecoveryKeyInput, RecoveryKeyOutput
 from app.operations.schemas import OperationOutput
 from app.restores.schemas import RestoreInput
 from app.sites.schemas import SiteInput, SiteOutput
-from app.tenants.schemas import TenantCreated, TenantInput, TenantOutput, TenantPage
+from app.tenants.schemas import TenantCreated, TenantInput, TenantOutput
+from app.usage.schemas import TenantsUsageOutput, UsageOutput
 from host_agent.wire.errors import HoldfastError
 
 M = TypeVar("M", bound=BaseModel)
@@ -106,14 +108,24 @@ class Client:
         """For the provider's staff: a tenant and its first administrator's token."""
         return self._send("POST", "/v1/provider/tenants", TenantCreated, wanted)
 
-    def list_tenants(self) -> list[TenantOutput]:
-        """For the provider's staff."""
-        query = {"limit": _PAGE}
-        return self._send("GET", "/v1/provider/tenants", TenantPage, query=query).items
+    def list_tenants(self) -> Iterator[TenantOutput]:
+        """For the provider's staff: all of them, page by page."""
+        return self._pages("/v1/provider/tenants", TenantOutput)
 
     def get_tenant(self) -> TenantOutput:
         """The caller's own."""
         return self._send("GET", "/v1/tenant", TenantOutput)
+
+    def read_usage(self, since: datetime | None, until: datetime | None) -> UsageOutput:
+        """The tenant's usage, hour by hour."""
+        return self._send("GET", "/v1/usage", UsageOutput, query=_span(since, until))
+
+    def read_tenants_usage(
+        self, since: datetime | None, until: datetime | None
+    ) -> TenantsUsageOutput:
+        """For the provider's staff: each tenant's sums."""
+        path = "/v1/provider/usage"
+        return self._send("GET", path, TenantsUsageOutput, query=_span(since, until))
 
     # --- data nodes and stores, for the provider's staff
 
@@ -282,6 +294,11 @@ class Client:
             hint="Check that the service runs and that the profile's address is right.",
             retryable=True,
         )
+
+
+def _span(since: datetime | None, until: datetime | None) -> dict[str, str]:
+    given = {"since": since, "until": until}
+    return {name: one.isoformat() for name, one in given.items() if one is not None}
 
 
 def _problem_of(answer: httpx2.Response) -> Refused | None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, status
 
-from app.http.listing import Limit
+from app.http.listing import Cursor, Limit
 from app.http.routing import provider_router, requires, tenant_router
 from app.http.unit import ProviderUnit, TenantUnit, provider_unit, tenant_unit
 from app.identity.privileges import Privilege
 from app.kit.ids import Kind, show
-from app.kit.paging import LIMIT_DEFAULT
+from app.kit.paging import LIMIT_DEFAULT, read_cursor, write_cursor
 from app.models import Tenant
 from app.tenants import service
 from app.tenants.schemas import Plan, TenantCreated, TenantInput, TenantOutput, TenantPage
 
 router = tenant_router("tenant")
 provider = provider_router("provider")
+_LISTED = "provider:tenants"
 _PROVIDER = [requires(Privilege.PROVIDER_TENANTS)]
 
 
@@ -39,11 +41,16 @@ async def get_tenant(unit: Annotated[TenantUnit, Depends(tenant_unit)]) -> Tenan
 
 @provider.get("/tenants", dependencies=_PROVIDER, summary="List tenants")
 async def list_tenants(
-    unit: Annotated[ProviderUnit, Depends(provider_unit)], limit: Limit = LIMIT_DEFAULT
+    unit: Annotated[ProviderUnit, Depends(provider_unit)],
+    limit: Limit = LIMIT_DEFAULT,
+    cursor: Cursor = None,
 ) -> TenantPage:
-    """Names, states and plans; nothing of what is in a tenant."""
-    rows = await service.list_tenants(unit.session, limit)
-    return TenantPage(items=[_show(row) for row in rows])
+    """Names, states and plans, a page at a time; nothing of what is in a tenant."""
+    sealer = unit.tools.sealer
+    after = None if cursor is None else UUID(read_cursor(sealer, _LISTED, cursor)[0])
+    rows, last = await service.list_tenants(unit.session, limit, after)
+    following = None if last is None else write_cursor(sealer, _LISTED, [str(last)])
+    return TenantPage(items=[_show(row) for row in rows], next_cursor=following)
 
 
 @provider.post(

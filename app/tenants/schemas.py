@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import ConfigDict, Field
 
-from app.http.schemas import Input, Name, Output
+from app.http.schemas import Input, Name, Output, Page
 from app.sites.schemas import Territory
 
 
@@ -62,7 +62,5 @@ class TenantCreated(TenantOutput):
     token: str = Field(description="An API key of an administrator. It is not kept.")
 
 
-class TenantPage(Output):
+class TenantPage(Page[TenantOutput]):
     """Tenants, by their age."""
-
-    items: list[TenantOutput]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -72,12 +73,15 @@ async def open_tenant(tools: Tools, tenant: Tenant, by: Circumstances) -> Token:
     return token
 
 
-async def list_tenants(session: ProviderSession, limit: int) -> list[Tenant]:
-    """Tenants by age."""
-    found = await session.orm.scalars(
-        select(Tenant).where(Tenant.id != PROVIDER_ID).order_by(Tenant.id).limit(limit)
-    )
-    return list(found)
+async def list_tenants(
+    session: ProviderSession, limit: int, after: UUID | None
+) -> tuple[list[Tenant], UUID | None]:
+    """Tenants by age, after one of them; where the next page begins, None on the last."""
+    wanted = select(Tenant).where(Tenant.id != PROVIDER_ID)
+    if after is not None:
+        wanted = wanted.where(Tenant.id > after)
+    rows = list(await session.orm.scalars(wanted.order_by(Tenant.id).limit(limit + 1)))
+    return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
 
 
 async def get_tenant(session: ProviderSession, text: str) -> Tenant:

@@ -47,6 +47,8 @@ MACHINES = {
 #: What each route needs to be answered with 2xx. A route that is missing here fails the test.
 BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v1/tenant": None,
+    "GET /v1/usage": None,
+    "GET /v1/provider/usage": None,
     "GET /v1/sites": None,
     "POST /v1/sites": {"name": "made", "territory": "CH"},
     "GET /v1/sites/{site_id}": None,
@@ -370,7 +372,7 @@ async def test_whoever_lacks_a_privilege_is_told_which(service: Service) -> None
     administrator = await service.make_tenant()
     ids = await _fill(service, administrator, "own")
     viewer = await service.make_caller(administrator, "viewer")
-    allowed = {"GET /v1/tenant", "GET /v1/sites", "GET /v1/sites/{site_id}"}
+    allowed = {"GET /v1/tenant", "GET /v1/usage", "GET /v1/sites", "GET /v1/sites/{site_id}"}
     allowed |= {"GET /v1/provider-entries", "GET /v1/provider-entries/{provider_entry_id}"}
     allowed |= {"GET /v1/events", "GET /v1/events:stream"}
     allowed |= {"GET /v1/self", "POST /v1/self:log-out"}

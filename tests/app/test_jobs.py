@@ -29,11 +29,15 @@ from app.jobs.service import (
     renew_job,
     take_due,
 )
+from app.jobs.steps import meter_usage
 from app.kit.clock import SystemClock
+from app.kit.ids import Kind, parse
 from host_agent.wire.errors import HoldfastError
 from tests.app.joining import join_host
 from tests.app.protecting import machine, machine_ids, make_vpg, report
 from tests.app.service import SECRET, Caller, Service
+from tests.app.test_processes import asked
+from tests.app.test_up import free_port
 from workers.tasks.runner import run_job
 from workers.tasks.steps import STEPS, StepTools
 
@@ -180,6 +184,33 @@ async def test_usage_is_the_most_of_each_hour(service: Service, tmp_path: Path) 
     assert ask(service, "SELECT machines FROM usage_hours") == [(1,)]
 
 
+async def test_usage_is_read_by_its_tenant_and_summed_for_the_provider(service: Service) -> None:
+    tenant, other = await protected(service), await service.make_tenant()
+    own = (await tenant.get("/v1/tenant")).json()["id"]
+    hour = datetime(2026, 3, 1, tzinfo=UTC)
+    for number in range(3):
+        async with service.tools.database.tenant(parse(Kind.TENANT, own)) as session:
+            await meter_usage(session, hour + timedelta(hours=number))
+            await session.commit()
+    span = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-01T02:00:00Z"}
+    found = (await tenant.get("/v1/usage", params=span)).json()["items"]
+    assert [one["machines"] for one in found] == [1, 1]
+    assert (await other.get("/v1/usage", params=span)).json() == {"items": []}
+    (sums,) = (await service.provider.get("/v1/provider/usage", params=span)).json()["items"]
+    size = found[0]["protected_bytes"]
+    assert size > 0
+    assert sums == {
+        "tenant_id": own,
+        "hours": 2,
+        "machine_hours": 2,
+        "protected_byte_hours": 2 * size,
+        "protected_bytes_max": size,
+    }
+    for wrong in ({"since": span["until"], "until": span["since"]}, {"since": "2020-01-01T00:00Z"}):
+        refused = await tenant.get("/v1/usage", params=wrong)
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+
+
 async def test_old_events_go_and_leave_no_gap(service: Service, tmp_path: Path) -> None:
     tenant = await service.make_tenant()
     for number in range(4):
@@ -218,6 +249,7 @@ async def test_a_worker_does_what_is_due_and_a_killed_one_costs_a_lease(service:
             "HOLDFAST_STORE_URL": f"file://{folder}/store",
             "HOLDFAST_KEYS_SOCKET": str(folder / "keys.sock"),
             "HOLDFAST_WORKER_PROCESSES": "1",
+            "HOLDFAST_WORKER_HEALTH_LISTEN": f"127.0.0.1:{(port := free_port())}",
         }
         relay = asyncio.create_task(
             relay_jobs(service.tools.database, sender(broker_url(folder / "v")), 0.1)
@@ -225,6 +257,9 @@ async def test_a_worker_does_what_is_due_and_a_killed_one_costs_a_lease(service:
         try:
             await supervisor.start([Program("worker", installed("worker"), told, _at_once)])
             await _until_done(service, 2)
+            assert await asyncio.to_thread(asked, port, "/ready") == (200, '{"ready": true}')
+            _, figures = await asyncio.to_thread(asked, port, "/metrics")
+            assert "holdfast_worker_jobs_total" in figures
             worker = supervisor.children[-1]
             assert worker.process is not None
             worker.process.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import ProgrammingError
@@ -154,6 +156,22 @@ async def test_a_tampered_audit_log_does_not_verify(service: Service) -> None:
             connection.execute(text("INSERT INTO audit_entries SELECT * FROM kept"))
         engine.dispose()
     assert (await tenant.get("/v1/audit:verify")).json()["is_intact"] is True
+
+
+async def test_the_provider_sees_every_tenant_once_page_by_page(service: Service) -> None:
+    made = {(await (await service.make_tenant()).get("/v1/tenant")).json()["id"] for _ in range(7)}
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 3}
+    while True:
+        page = (await service.provider.get("/v1/provider/tenants", params=query)).json()
+        seen += [one["id"] for one in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        query = {"limit": 3, "cursor": page["next_cursor"]}
+    assert set(seen) == made
+    assert len(seen) == 7
+    bad = await service.provider.get("/v1/provider/tenants", params={"cursor": "x"})
+    assert bad.json()["code"] == "cursor_invalid"
 
 
 async def test_a_tenant_s_name_is_taken_once(service: Service) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,9 +20,13 @@ from workers.cli.following import (
     settings_of,
     show_operation,
     vpg_id_of,
+    watched,
 )
 from workers.cli.options import OutputOptions, command
 from workers.cli.protection import Set, machine_app, vpg_app
+
+if TYPE_CHECKING:
+    from app.operations.schemas import OperationOutput
 
 checkpoint_app = typer.Typer(help="Moments that recovery can choose.", no_args_is_help=True)
 operation_app = typer.Typer(help="Work that takes time.", no_args_is_help=True)
@@ -144,14 +149,20 @@ def show_timeline(options: TimelineOptions) -> None:
 def list_operations(
     state: Annotated[str | None, typer.Option(help="Such as running, failed.")] = None,
     count: _COUNT = 50,
+    watch: Watch = False,
     profile: ProfileName = None,
     as_json: Json = False,
 ) -> None:
     """The tenant's operations, the newest first."""
+    columns = ("id", "kind", "subject", "state", "progress", "created_at", "finished_at")
+    show = functools.partial(show_rows, columns=columns, as_json=as_json)
     with connect_protection(profile) as client:
-        found = client.list_operations(state=state, sort="-created_at")
-        columns = ("id", "kind", "subject", "state", "progress", "created_at", "finished_at")
-        show_rows(itertools.islice(found, count), columns, as_json=as_json)
+
+        def read() -> list[OperationOutput]:
+            found = client.list_operations(state=state, sort="-created_at")
+            return list(itertools.islice(found, count))
+
+        watched(read, show, watch=watch)
 
 
 @operation_app.command("show")
@@ -218,14 +229,16 @@ def delete_profile(
 @alert_app.command("list")
 def list_alerts(
     all_: Annotated[bool, typer.Option("--all", help="Cleared ones too.")] = False,
+    watch: Watch = False,
     profile: ProfileName = None,
     as_json: Json = False,
 ) -> None:
     """What needs somebody."""
+    columns = ("id", "level", "code", "subject", "message", "raised_at", "acknowledged_by")
+    show = functools.partial(show_rows, columns=columns, as_json=as_json)
+    is_open = None if all_ else "true"
     with connect_protection(profile) as client:
-        found = client.list_alerts(is_open=None if all_ else "true")
-        columns = ("id", "level", "code", "subject", "message", "raised_at", "acknowledged_by")
-        show_rows(found, columns, as_json=as_json)
+        watched(lambda: list(client.list_alerts(is_open=is_open)), show, watch=watch)
 
 
 @alert_app.command("acknowledge")

@@ -56,6 +56,7 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.keys import keys_app
     from workers.cli.provider import GROUPS as PROVIDER
     from workers.cli.services import api_command, dsm_command, setup_command, worker_command
+    from workers.cli.usage import GROUPS as USAGE
 
     app.add_typer(keys_app, name="keys")
     app.add_typer(journal_app, name="journal")
@@ -64,7 +65,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER).items():
+    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER | USAGE).items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)
     app.command("audit")(audit_command)
