@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.kit.problems import MEDIA_TYPE
+from app.kit.problems import MEDIA_TYPE, Problem
 from tests.app.service import Service
 from tests.app.test_isolation import PROVIDERS, World, make_world
 
@@ -77,8 +77,8 @@ class Fuzz:
         if answer.status_code >= 400:
             assert MEDIA_TYPE in answer.headers["content-type"][0]
 
-    def run(self, examples: int) -> dict[str, str]:
-        """Call every operation; what was wrong with which."""
+    def run(self, examples: int, only: set[str] | None = None) -> dict[str, str]:
+        """Call every operation, or those of some paths; what was wrong with which."""
         schema = schemathesis.openapi.from_dict(self.world.service.app.openapi())
         limits = settings(
             max_examples=examples,
@@ -92,6 +92,8 @@ class Fuzz:
         for found in schema.get_all_operations():
             assert isinstance(found, Ok)
             operation = found.ok()
+            if only is not None and operation.path not in only:
+                continue
             ask = limits(given(case=operation.as_strategy())(lambda case: self.call(case)))
             try:
                 ask()
@@ -115,6 +117,27 @@ async def _fuzz(service: Service, examples: int) -> None:
 @pytest.mark.timeout(600)
 async def test_no_operation_answers_what_it_does_not_say(service: Service) -> None:
     await _fuzz(service, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_control_a_planted_defect_and_an_undocumented_answer_are_found(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("planted")
+
+    async def undocumented(*_: Any, **__: Any) -> Any:
+        raise Problem("last_data_node")
+
+    monkeypatch.setattr("app.sites.endpoints.list_page", broken)
+    monkeypatch.setattr("app.users.endpoints.list_page", undocumented)
+    world = await make_world(service)
+    await service.tools.database.close()
+    with served(service.app) as base:
+        wrong = Fuzz(world, base).run(1, {"/v1/sites", "/v1/users", "/v1/hosts"})
+    await service.tools.database.close()
+    assert set(wrong) == {"GET /v1/sites", "GET /v1/users"}, wrong
 
 
 @pytest.mark.soak

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
+from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
+from app.database.sessions import TenantSession
+from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.kit.clock import SystemClock
+from app.kit.ids import Kind, new_uuid, parse
+from app.models import Event
 from tests.app.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -112,25 +121,77 @@ async def test_bad_fields_are_named(service: Service, wrong: dict[str, object]) 
     assert answer.json()["errors"][0]["field"] == f"body.{next(iter(wrong))}"
 
 
-async def test_sixteen_writers_leave_events_without_a_gap(service: Service) -> None:
+_WRITERS = 16
+
+
+async def write_and_read(service: Service, each: int) -> list[int]:
+    """Places that a reader sees who goes on from its cursor while sixteen others write.
+
+    Each transaction ends at a random moment after it took its turn, so that they overlap.
+    """
     tenant = await service.make_tenant()
+    tenant_id = parse(Kind.TENANT, (await tenant.get("/v1/tenant")).json()["id"])
+    rng = random.Random(4)
+    total = 1 + _WRITERS * each  # the tenant's own making is the first
+    by = Circumstances("a test", "", "", service.tools.clock.now())
 
     async def write(writer: int) -> None:
-        for number in range(5):
-            await tenant.post("/v1/sites", {"name": f"{writer}-{number}", "territory": "CH"})
+        for number in range(each):
+            async with service.tools.database.tenant(tenant_id) as session:
+                await asyncio.sleep(rng.uniform(0, 0.004))
+                subject = f"{writer}-{number}"
+                happened, act = Happening("sites.made", subject), Act("sites.made", subject)
+                await write_ledger(session, [happened], [act], by)
+                await asyncio.sleep(rng.uniform(0, 0.002))
+                await session.commit()
 
     seen: list[int] = []
 
     async def read() -> None:
         after = 0
-        while len(seen) < 81:
-            page = (await tenant.get("/v1/events", params={"after": after, "limit": 7})).json()
+        while len(seen) < total:
+            page = (await tenant.get("/v1/events", params={"after": after, "limit": 50})).json()
             seen.extend(event["place"] for event in page["items"])
             after = page["after"]
+            await asyncio.sleep(rng.uniform(0, 0.01))
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(read(), *(write(writer) for writer in range(16)))
-    assert seen == list(range(1, 82))
+    await asyncio.gather(read(), *(write(writer) for writer in range(_WRITERS)))
     verified = (await tenant.get("/v1/audit:verify")).json()
     assert verified["is_intact"] is True
-    assert verified["entries"] == 81
+    assert verified["entries"] == total
+    return seen
+
+
+async def test_sixteen_writers_leave_events_without_a_gap(service: Service) -> None:
+    async with asyncio.timeout(120):
+        seen = await write_and_read(service, 20)
+    assert seen == list(range(1, 2 + _WRITERS * 20))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_a_reader_misses_none_of_ten_thousand_events(service: Service) -> None:
+    assert await write_and_read(service, 625) == list(range(1, 10_002))
+
+
+async def test_control_numbers_of_a_sequence_are_missed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places that are given out before the commit's turn: a reader passes some by."""
+    places = itertools.count(2)
+
+    async def unlocked(session: TenantSession, happened: list[Happening], *_: Any) -> None:
+        place = next(places)
+        await asyncio.sleep(random.Random(place).uniform(0, 0.05))
+        event = {
+            "tenant_id": session.tenant_id,
+            "place": place,
+            "id": new_uuid(SystemClock().now()),
+        }
+        row = {"at": SystemClock().now(), "kind": "sites.made", "subject": "", "actor": ""}
+        await session.orm.execute(insert(Event).values(**event, **row, data={}))
+
+    monkeypatch.setattr("tests.app.test_sites.write_ledger", unlocked)
+    with pytest.raises((TimeoutError, AssertionError)):
+        async with asyncio.timeout(20):
+            await write_and_read(service, 20)

@@ -8,7 +8,14 @@ import textwrap
 import pytest
 
 from tests.invariants.__main__ import all_tests
-from tests.invariants.listing import Named, by_invariant, missing, named_tests
+from tests.invariants.listing import (
+    LATER,
+    REQUIRED,
+    Named,
+    by_invariant,
+    missing,
+    named_tests,
+)
 
 SAMPLE = """
     pytestmark = [pytest.mark.slow, pytest.mark.invariant("I10")]
@@ -41,6 +48,11 @@ def test_marks_of_files_classes_and_functions_are_read() -> None:
 def test_control_an_invariant_without_a_test_is_seen() -> None:
     tests = [named for named in all_tests() if "I7" not in named.invariants]
     assert missing(by_invariant(tests)) == ["I7"]
+
+
+def test_what_is_still_to_come_is_claimed_by_no_test() -> None:
+    listing = by_invariant(all_tests())
+    assert not any(listing[invariant] for invariant in LATER if invariant not in REQUIRED)
 
 
 def test_an_unknown_invariant_is_refused() -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,10 +169,10 @@ class Hypervisor:
         self.tap = self.deployment.processes.start(f"tap-{self.name}", words)
         self.start_agent()
 
-    def start_agent(self) -> None:
+    def start_agent(self, env: Mapping[str, str] | None = None) -> None:
         words: list[str | Path] = [tool("holdfast-agent"), "run"]
         words += ["--identity", self.folder / "identity"]
-        self.agent = self.deployment.processes.start(f"agent-{self.name}", words)
+        self.agent = self.deployment.processes.start(f"agent-{self.name}", words, env=env)
 
 
 @dataclass
@@ -197,6 +197,12 @@ class Host(Hypervisor):
         wanted = {"name": self.name, "site_id": self.tenant.site_id}
         reach = f'[inventory]\nfolders = ["{self.disk.parent}"]\nrecovery = ["{self.folder}"]\n'
         self.enrol(self.tenant.post("/v1/join-tokens", wanted)["token"], reach)
+
+    def agent_status(self) -> dict[str, Any]:
+        """What the agent itself says of its one group."""
+        words: list[str | Path] = [tool("holdfast-agent"), "status", "--json"]
+        found: dict[str, Any] = json_output([*words, "--identity", self.folder / "identity"])
+        return dict(found["groups"][0])
 
     def protect(self, group: str) -> None:
         """Make a group of its machine, and wait until it is in sync."""

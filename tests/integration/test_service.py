@@ -118,7 +118,9 @@ PARTS = {
 def test_each_process_may_die_while_hosts_write(
     deployment: Deployment, shop: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Replication goes on, nothing is lost, and all of it agrees again by itself."""
+    """B1 (one site): every manager, agent and worker is a process of its own over real TCP. Each is
+    killed in turn: replication goes on, nothing is lost, all of it agrees again by itself.
+    """
     hosts = [shop, shop.tenant.join("hypervisor-2", _DISK_BYTES)]
     hosts.append(deployment.make_tenant("Initech").join("hypervisor-3", _DISK_BYTES))
     for host in hosts[1:]:

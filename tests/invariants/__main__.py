@@ -7,7 +7,8 @@ import json
 import sys
 
 from tests.architecture import sources
-from tests.invariants.listing import INVARIANTS, REQUIRED, Named, by_invariant, missing, named_tests
+from tests.invariants.listing import INVARIANTS, LATER, Named, by_invariant, missing, named_tests
+from tests.invariants.requirements import REQUIREMENTS
 
 
 def all_tests() -> list[Named]:
@@ -31,9 +32,14 @@ def main() -> int:
         print(json.dumps(listing, indent=1))
     else:
         for invariant, text in INVARIANTS.items():
-            required = "" if invariant in REQUIRED else "  (not required yet)"
-            print(f"{invariant:4} {len(listing[invariant]):3} tests  {text}{required}")
+            later = f"  (not yet: {LATER[invariant]})" if invariant in LATER else ""
+            print(f"{invariant:4} {len(listing[invariant]):3} tests  {text}{later}")
             for test in () if wanted.short else listing[invariant]:
+                print(f"              {test}")
+        for name, one in REQUIREMENTS.items():
+            later = f"  (not yet: {one.later})" if one.later else ""
+            print(f"{name:4} {len(one.tests):3} tests  {one.text}{later}")
+            for test in () if wanted.short else one.tests:
                 print(f"              {test}")
     lacking = missing(listing)
     if lacking:

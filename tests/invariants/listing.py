@@ -26,8 +26,15 @@ INVARIANTS = {
     "I16": "no key and nonce are used twice",
 }
 
-#: Those that today's software must hold; the others wait for the control plane.
-REQUIRED = ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10", "I11", "I12", "I15", "I16")
+#: What of an invariant no test holds, because the software does not have it yet.
+LATER = {
+    "I5": "cuts over several hosts that the manager's engine asks for; the tap's hold is tested",
+    "I8": "the two sides of a failover; that one machine's disk has one writer is tested",
+    "I13": "locked buckets",
+}
+
+#: Those that today's software must hold, wholly or in part.
+REQUIRED = tuple(invariant for invariant in INVARIANTS if invariant != "I13")
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -142,16 +142,23 @@ def test_only_a_newer_record_is_taken_and_another_store_is_tried_anew(
 # --- days without a control plane
 
 
-@contextlib.contextmanager
-def at_a_later_time(node: DataNode, days: int) -> Iterator[DataNode]:
-    """The node and its processes live some days later than we do."""
+def days_later(days: int) -> dict[str, str]:
+    """The environment of a process that lives some days later than we do."""
     spec = find_spec("libfaketime")
     assert spec is not None
     assert spec.submodule_search_locations is not None
     library = Path(spec.submodule_search_locations[0], "vendor/libfaketime/src/libfaketime.so.1")
-    node.start(
-        {"LD_PRELOAD": str(library), "FAKETIME": f"+{days}d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    )
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{days:+d}d",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+@contextlib.contextmanager
+def at_a_later_time(node: DataNode, days: int) -> Iterator[DataNode]:
+    """The node and its processes live some days later than we do."""
+    node.start(days_later(days))
     try:
         yield node
     finally:
@@ -182,6 +189,30 @@ def test_three_days_alone_and_started_again_it_goes_on_and_who_was_denied_stays_
         with at_a_later_time(node, 9), agent_of(node, tenant, tmp_path, "later") as agent:
             assert is_refused(agent)
             node.wait_for(lambda: "is not valid at this time" in node.log, "no reason is given")
+    finally:
+        node.clean()
+
+
+@pytest.mark.invariant("I11")
+@pytest.mark.parametrize("days", [365, -365])
+def test_a_clock_that_is_a_year_off_stores_nothing_says_why_and_does_no_harm(
+    deployment: Deployment, tenant: Tenant, tmp_path: Path, days: int
+) -> None:
+    node = DataNode(deployment)
+    try:
+        node.keep(tenant)
+        node.start()
+        replicates(node, tenant, tmp_path, "before")
+        node.stop()
+        journal = Path(tenant.store.removeprefix("file://")) / tenant.id
+        before = {file: file.read_bytes() for file in journal.rglob("*") if file.is_file()}
+        with at_a_later_time(node, days):
+            with agent_of(node, tenant, tmp_path, "meanwhile") as agent:
+                assert is_refused(agent)
+            node.wait_for(lambda: "is not valid at this time" in node.log, "no reason is given")
+        assert {file: file.read_bytes() for file in before} == before
+        node.start()
+        replicates(node, tenant, tmp_path, "after")
     finally:
         node.clean()
 

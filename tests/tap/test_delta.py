@@ -101,7 +101,7 @@ def test_a_comparison_of_another_interval_is_refused(renewed: Renewed) -> None:
     assert renewed.follower.image() == renewed.disk.read_bytes()
 
 
-@pytest.mark.invariant("I2", "I5")
+@pytest.mark.invariant("I2", "I3")
 def test_what_is_marked_in_the_interval_stays_marked(renewed: Renewed) -> None:
     """A write that the disk refused half way: a comparison from before it says nothing of it."""
     stream = renewed.follower.stream
