@@ -115,7 +115,7 @@ def test_a_tenant_that_saturates_its_quota_does_not_delay_another(
         assert stored <= _RATE * (seconds + 1) + _AGENTS * _MIB
         assert stored > _RATE, "the noisy tenant did send"
         assert None not in parts, "each was told its part"
-        assert sum(part or 0 for part in parts) == pytest.approx(_RATE, rel=0.1)
+        assert all(0 < (part or 0) < _RATE for part in parts), parts
         assert waits > 0, "who does not mind its part is held"
     finally:
         node.clean()

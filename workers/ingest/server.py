@@ -165,7 +165,7 @@ class Server:
         """Tell every session its part of the tenant's quota, by what came in these seconds."""
         rate = self._tools.quota.rate
         writing = [session for session in self.sessions if session.is_writing]
-        sent = [session.take_tally() / seconds for session in writing]
+        sent = [session.sent_lately(seconds) for session in writing]
         parts = [0.0] * len(writing) if rate is None else shares(rate, sent)
         for session, part in zip(writing, parts, strict=True):
             session.throttle(round(part))

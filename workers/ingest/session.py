@@ -59,6 +59,7 @@ _SALTS_MAX = 64
 
 #: An agent is told its part of the quota anew when it changed by more than this.
 _PART_CHANGE_MIN = 0.05
+_SMOOTHING = 0.25
 
 #: Answers that an agent does not read. More means that it is stuck.
 _UNREAD_BYTES_MAX = 256 * 1024 + limits.FETCH_BYTES_MAX
@@ -91,6 +92,7 @@ class Session:
         self._waiting_length: int | None = None
         self._untold_bytes = 0
         self._tally = 0
+        self._sent = 0.0
         self._part = 0
         self._heard_at = tools.clock.monotonic()
         self.finished = asyncio.Event()
@@ -110,10 +112,11 @@ class Session:
         """Whether frames are taken."""
         return self._writing is not None and self._reason is None
 
-    def take_tally(self) -> int:
-        """Bytes of frames since this was last asked."""
+    def sent_lately(self, seconds: float) -> float:
+        """Bytes a second, smoothed; to be asked so often. One frame may fill a second or more."""
         tally, self._tally = self._tally, 0
-        return tally
+        self._sent += (tally / seconds - self._sent) * _SMOOTHING
+        return self._sent
 
     def throttle(self, bytes_per_second: int) -> None:
         """Tell the agent its part of the tenant's quota; 0: there is none any longer."""
