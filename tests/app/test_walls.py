@@ -89,7 +89,7 @@ async def test_no_body_takes_a_field_that_is_not_its_own(world: World) -> None:
             continue
         is_provider = route[1].startswith("/v1/provider/")
         caller = world.service.provider if is_provider else world.own
-        for field in _NOT_THEIRS:
+        for field in set(_NOT_THEIRS) - set(body):
             path = route[1].format(**{**PROVIDERS, **world.own_ids})
             sent: dict[str, Any] = {**body, field: "x"}
             answer = await caller.call(route[0], path, json=sent, headers={"if-match": "*"})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo.site import tool
+from infra.demo.processes import tool
 from tests.integration.deployment import Host, Tenant, running_deployment, until
 from tests.integration.nbd import NbdClient
 from tests.supervisor.test_alone import days_later
