@@ -33,6 +33,8 @@ from app.keys.endpoints import router as keys
 from app.kit.problems import CATALOGUE
 from app.machines.endpoints import router as machines
 from app.models.hosts import HostState
+from app.oidc.endpoints import beginning, redeeming, returning
+from app.oidc.endpoints import router as issuer
 from app.operations.endpoints import router as operations
 from app.operations.state import OperationState, StepState
 from app.pools.endpoints import provider as provider_pools
@@ -74,6 +76,10 @@ ROUTERS = (
     users,
     inviting,
     logging_in,
+    issuer,
+    beginning,
+    returning,
+    redeeming,
     api_keys,
     events,
     keys,

@@ -61,6 +61,7 @@ def _api(installation: Installation) -> Program:
     told = {
         "HOLDFAST_API_LISTEN": address(doors.host, doors.api),
         "HOLDFAST_API_CERTIFICATE_FILE": str(installation.folder.server_file),
+        "HOLDFAST_API_URL": f"https://{address(doors.reached_as, doors.api)}",
         "HOLDFAST_ROOT_KEY_FILE": str(installation.folder.root_key),
         "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
         "HOLDFAST_CONTROL_DOORS": json.dumps([address(doors.reached_as, doors.control)]),

@@ -46,7 +46,8 @@ class EventStream(StreamingResponse):
 @router.get("/events", dependencies=[requires(Privilege.EVENTS_READ)], summary="Read events")
 async def list_events(unit: Unit, after: After = 0, limit: Limit = LIMIT_DEFAULT) -> EventPage:
     """Events in order. Going on from `after` misses none and repeats none."""
-    rows = await read_events(unit.session, after, limit)
+    reach = unit.principal.reach(unit.privilege)
+    rows = await read_events(unit.session, after, limit, reach)
     if after and (not rows or rows[0].place != after + 1):
         await check_kept(unit.session, after)
     return EventPage(
@@ -77,11 +78,12 @@ async def follow_events(
         place = await head_of(unit.session)
     await check_kept(unit.session, place)
     request.app.state.hub.check_room(unit.session.tenant_id)
-    reading = Reading(unit.session.tenant_id, place, tuple(topic), seconds)
+    reach = unit.principal.reach(unit.privilege)
+    reading = Reading(unit.session.tenant_id, place, tuple(topic), seconds, reach)
     tools = unit.tools
 
     async def is_still_allowed() -> bool:
-        return await may_still(request, tools, Privilege.EVENTS_READ)
+        return await may_still(request, tools, Privilege.EVENTS_READ, reach)
 
     messages = stream_events(tools.database, request.app.state.hub, reading, is_still_allowed)
     return EventStream(messages, headers={"cache-control": "no-store"})

@@ -11,8 +11,10 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from app.database.sessions import Database, TenantSession
-from app.events.hub import EventHub
+from app.events.hub import EventHub, head_of
 from app.events.schemas import EventOutput
+from app.identity.coverage import event_coverage
+from app.identity.scopes import WHOLE, Reach
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
 from app.models import Event
@@ -26,12 +28,13 @@ _CHECK_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Whose events, after which place, of which kinds, for how long."""
+    """Whose events, after which place, of which kinds, for how long, over what."""
 
     tenant_id: UUID
     after: int
     topics: tuple[str, ...]
     seconds: float
+    reach: Reach = WHOLE
 
 
 async def check_kept(session: TenantSession, after: int) -> None:
@@ -46,9 +49,13 @@ async def check_kept(session: TenantSession, after: int) -> None:
         )
 
 
-async def read_events(session: TenantSession, after: int, limit: int) -> Sequence[Event]:
-    """Events after a place, in order."""
+async def read_events(
+    session: TenantSession, after: int, limit: int, reach: Reach = WHOLE
+) -> Sequence[Event]:
+    """Events within a reach after a place, in order."""
     wanted = select(Event).where(Event.tenant_id == session.tenant_id, Event.place > after)
+    if not reach.is_whole:
+        wanted = wanted.where(await event_coverage(session, reach))
     found = await session.orm.scalars(wanted.order_by(Event.place).limit(limit))
     return found.all()
 
@@ -93,9 +100,12 @@ async def stream_events(
                 yield ": alive\n\n"
                 continue
             async with database.tenant(reading.tenant_id) as session:
+                head = await head_of(session)
                 # What lies before a batch's end and is of no wanted topic must not be read again.
-                rows = await read_events(session, place, _BATCH)
+                rows = await read_events(session, place, _BATCH, reading.reach)
+            if len(rows) < _BATCH:
+                place = max(place, head)  # what lies between is out of reach
             for row in rows:
-                place = row.place
+                place = max(place, row.place)
                 if not reading.topics or row.kind.split(".")[0] in reading.topics:
                     yield as_message(show_event(row))

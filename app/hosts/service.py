@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
 from uuid import UUID
 
 from cryptography import x509
@@ -24,18 +23,17 @@ from app.hosts.schemas import (
     JoinTokenOutput,
     RenewalInput,
 )
+from app.http.lookup import find
 from app.http.unit import TenantUnit
 from app.identity.tokens import Token, make_token
-from app.kit.ids import BadId, Kind, new_uuid, parse, show
+from app.kit.ids import Kind, new_uuid, show
 from app.kit.problems import Problem, not_found
 from app.models import Host, JoinToken
-from app.models.base import Resource, key_of
+from app.models.base import key_of
 from app.models.hosts import HostState
 from app.rights.joined import note_joined
 from app.sites.service import get_site
 from host_agent.wire.names import agent_san
-
-R = TypeVar("R", bound=Resource)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class JoinRight:
 
 async def get_host(unit: TenantUnit, host_id: str) -> Host:
     """The tenant's host; Problem `not_found` for every other id, a placed process's too."""
-    host = await _get(unit, Host, Kind.HOST, host_id)
+    host = await find(unit, Host, Kind.HOST, host_id)
     if host.placement_id is not None:
         raise not_found()
     return host
@@ -58,26 +56,16 @@ async def get_host(unit: TenantUnit, host_id: str) -> Host:
 
 async def get_join_token(unit: TenantUnit, join_token_id: str) -> JoinToken:
     """The tenant's join token; Problem `not_found` for every other id."""
-    token = await _get(unit, JoinToken, Kind.JOIN_TOKEN, join_token_id)
+    token = await find(unit, JoinToken, Kind.JOIN_TOKEN, join_token_id)
     if token.placement_id is not None:
         raise not_found()
     return token
 
 
-async def _get(unit: TenantUnit, model: type[R], kind: Kind, text: str) -> R:
-    try:
-        key: UUID = parse(kind, text)
-    except BadId:
-        raise not_found() from None
-    found = await unit.session.orm.get(model, key_of(unit.session.tenant_id, key))
-    if found is None:
-        raise not_found()
-    return found
-
-
 async def create_join_token(unit: TenantUnit, wanted: JoinTokenInput) -> tuple[JoinToken, Token]:
     """A right to join, and its token; Problem `not_found` for a site that is not the tenant's."""
     site = None if wanted.site_id is None else await get_site(unit, wanted.site_id)
+    unit.require_at(None if site is None else site.id)
     lifetime = timedelta(seconds=wanted.lifetime_seconds)
     row, token = await add_join_token(
         unit, JoinRight(wanted.name, None if site is None else site.id), lifetime

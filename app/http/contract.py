@@ -36,6 +36,7 @@ _TAGS = {
     "alerts": "What somebody should look at.",
     "hosts": "Hypervisor hosts and how they come in.",
     "users": "People, and how they log in.",
+    "issuer": "Where the tenant's people log in, if not with local accounts.",
     "api-keys": "Credentials of machines.",
     "events": "What happened, in order, and the audit log.",
     "keys": "The keys that journals are sealed with.",

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Row, Select, literal, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.http.unit import TenantUnit
+from app.identity.coverage import coverage
 from app.kit.paging import LIMIT_DEFAULT, LIMIT_MAX, read_cursor, write_cursor
 from app.kit.problems import Problem
 from app.models.base import Resource
@@ -48,7 +49,9 @@ Asked = Annotated[Listing, Depends(_read_listing)]
 async def list_page(
     unit: TenantUnit, model: type[R], listing: Listing, filters: Sequence[ColumnElement[bool]] = ()
 ) -> tuple[Sequence[R], str | None]:
-    """A page of the tenant's rows, and the cursor of the next; Problem for a bad sort or cursor."""
+    """A page of the rows that the caller may see, and the cursor of the next; Problem for a bad
+    sort or cursor.
+    """
     wanted = select(model).where(model.tenant_id == unit.session.tenant_id, *filters)
     rows, following = await list_rows(unit, model, listing, wanted)
     return [row[0] for row in rows], following
@@ -57,10 +60,15 @@ async def list_page(
 async def list_rows(
     unit: TenantUnit, model: type[R], listing: Listing, wanted: Select[R, *tuple[Any, ...]]
 ) -> tuple[Sequence[Row[R, *tuple[Any, ...]]], str | None]:
-    """The same of a query that gives more beside each object, which comes first; one query."""
+    """The same of a query that gives more beside each object, which comes first; one query, and
+    one more for who does not see the whole tenant.
+    """
     column, descending = _sorted_by(model, listing.sort)
     order = (column, model.id)
     listed = f"{unit.session.tenant_id}:{model.__name__}:{listing.sort}"
+    if unit.is_narrowed:
+        reach = unit.principal.reach(unit.privilege)
+        wanted = wanted.where(await coverage(unit.session, model, reach))
     if listing.cursor is not None:
         value, last_id = read_cursor(unit.tools.sealer, listed, listing.cursor)
         value = datetime.fromisoformat(value) if column.key == "created_at" else value

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import uvicorn
 from prometheus_client import generate_latest
@@ -30,6 +31,8 @@ from app.kit.logs import begin_logging
 from app.kit.problems import Problem
 from app.kit.sealing import Sealer
 from app.kit.settings import Address, BadSettings, host_and_port
+from app.oidc.documents import Issuers
+from app.outbound.policy import OutboundPolicy
 
 _KEEP_ALIVE_SECONDS = 30
 _STOP_SECONDS_MAX = 10
@@ -63,6 +66,16 @@ class ApiSettings(DatabaseSettings):
         default=200.0, gt=0, description="Of one tenant; at once five times as many."
     )
 
+    api_url: Annotated[str, Field(pattern=r"^(https://[^/?#@\s]+)?$")] = Field(
+        default="",
+        description="https://NAME[:PORT] by which browsers reach the API. Without it nobody logs "
+        "in through an issuer.",
+    )
+    outbound_permits_loopback: bool = Field(
+        default=False,
+        description="Issuers on this machine, without TLS too: for trials on one machine.",
+    )
+
     def admission(self) -> Admission:
         """How many requests are let through."""
         credential, tenant = self.api_requests_per_second, self.api_tenant_requests_per_second
@@ -91,6 +104,8 @@ def run_api(settings: ApiSettings) -> int:
         NoKeys() if settings.keys_socket is None else SocketKeys(settings.keys_socket),
         settings.control_doors,
         settings.admission(),
+        settings.api_url,
+        Issuers(OutboundPolicy(settings.outbound_permits_loopback)),
     )
     asyncio.run(_serve(settings, tools))
     return 0

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
 from app.http import idempotency
+from app.http.cookies import session_of
 from app.http.limits import check_body
 from app.http.unit import ProviderUnit, TenantUnit, Tools
 from app.identity.principals import (
@@ -24,6 +25,7 @@ from app.identity.principals import (
     refused,
 )
 from app.identity.privileges import Privilege
+from app.identity.scopes import Reach
 from app.identity.tokens import ENTRY, KEY, SESSION, Token, parse_token
 from app.kit.problems import Problem
 from app.users.entering import authenticate_session
@@ -43,8 +45,7 @@ class Requires:
         self.privilege = privilege
 
     async def __call__(self, request: Request) -> None:
-        principal: Principal = request.state.unit.principal
-        principal.require(self.privilege)
+        request.state.unit.require(self.privilege)
 
 
 def requires(privilege: Privilege) -> Any:
@@ -77,13 +78,14 @@ class TenantRoute(APIRoute):
     database is read, and in `authenticate`, which works in that scope.
     """
 
-    #: Whether the credential is the request's bearer token.
+    #: Whether the credential is the request's bearer token, or a browser's session.
     has_bearer = True
 
     async def credential(self, request: Request) -> Token:
         """Whom the request says that it comes from; Problem `not_authenticated`."""
-        token = parse_token(bearer_of(request))
-        if token is None or token.kind not in _ENTER:
+        bearer = bearer_of(request)
+        token = parse_token(bearer or session_of(request))
+        if token is None or token.kind not in _ENTER or not (bearer or token.kind == SESSION):
             raise refused()
         return token
 
@@ -124,20 +126,19 @@ class TenantRoute(APIRoute):
         return handle
 
 
-async def may_still(request: Request, tools: Tools, privilege: Privilege) -> bool:
-    """Whether who opened a long answer of a tenant's route may still have it."""
+async def may_still(request: Request, tools: Tools, privilege: Privilege, reach: Reach) -> bool:
+    """Whether who opened a long answer of a tenant's route may still have it, and just as much."""
     route: TenantRoute = request.scope["route"]
     try:
         credential = await route.credential(request)
         assert credential.tenant_id is not None
         async with tools.database.tenant(credential.tenant_id) as session:
             principal = await route.authenticate(Entry(session, tools, credential, request))
-            principal.require(privilege)
             # Undone, not committed: reading on is no sign that somebody is there.
+            return principal.reach(privilege) == reach
     except Problem as problem:
         # A database that is away takes nothing from anybody.
         return problem.code == "database_unavailable"
-    return True
 
 
 async def _answer(request: Request, unit: TenantUnit, original: _Handler) -> Response:

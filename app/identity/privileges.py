@@ -37,6 +37,8 @@ class Privilege(StrEnum):
     PROVIDER_ENTRIES_READ = "provider_entries.read"
     PROVIDER_ENTRIES_WRITE = "provider_entries.write"
     KEYS_EXPORT = "keys.export"
+    ISSUER_READ = "issuer.read"
+    ISSUER_WRITE = "issuer.write"
     HOST_JOIN = "host.join"
     HOST_RENEW = "host.renew"
     SELF = "self"
@@ -99,6 +101,19 @@ _OF_OTHERS = {
     Privilege.PROVIDER_RIGHTS,
     Privilege.DATA_NODE_JOIN,
 }
+#: Of the tenant as such: a role over a site or a group gives none of them.
+_OF_THE_TENANT = {
+    Privilege.TENANT_WRITE,
+    Privilege.SERVICE_PROFILES_WRITE,
+    Privilege.AUDIT_READ,
+    Privilege.PROVIDER_ENTRIES_READ,
+    Privilege.PROVIDER_ENTRIES_WRITE,
+    Privilege.KEYS_EXPORT,
+    Privilege.ISSUER_READ,
+    Privilege.ISSUER_WRITE,
+}
+#: What a role over a part of the tenant can give.
+OVER_PARTS = frozenset(Privilege) - _OF_OTHERS - _OF_THE_TENANT
 #: What the provider's staff may.
 PROVIDER_PRIVILEGES = frozenset(
     {

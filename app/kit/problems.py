@@ -41,6 +41,7 @@ CATALOGUE = _catalogue(
     ProblemKind("request_in_progress", 409, "The same request is being handled.", retryable=True),
     ProblemKind("last_administrator", 409, "Nobody could administer the tenant any more."),
     ProblemKind("illegal_transition", 409, "The object's state does not take this."),
+    ProblemKind("issuer_not_tested", 409, "The caller did not come through the issuer."),
     ProblemKind("not_cancellable", 409, "The operation cannot be cancelled any more."),
     ProblemKind("last_data_node", 409, "Some tenant would have no data node any more."),
     ProblemKind("quota_exceeded", 409, "The tenant's plan does not allow more."),
@@ -71,6 +72,7 @@ CATALOGUE = _catalogue(
     ProblemKind("too_many_requests", 429, "Requests come too often.", retryable=True),
     ProblemKind("too_many_streams", 429, "Too many event streams are open.", retryable=True),
     ProblemKind("internal", 500, "Something failed on our side.", retryable=True),
+    ProblemKind("issuer_unavailable", 503, "The tenant's issuer cannot be used.", retryable=True),
     ProblemKind("key_service_away", 503, "The key service does not answer.", retryable=True),
     ProblemKind("database_unavailable", 503, "The database does not answer.", retryable=True),
 )

@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Resource, TenantOwned
+from app.models.base import Base, Resource, TenantOwned, refers_to
 
 
 class UserState(StrEnum):
@@ -22,16 +23,18 @@ class UserState(StrEnum):
 
 
 class User(Resource, Base):
-    """A local account. The one-time code's secret is sealed; of an invitation only the fingerprint
-    is kept.
+    """An account: a local one, or (issuer, subject) of the tenant's issuer. The one-time code's
+    secret is sealed; of an invitation only the fingerprint is kept.
     """
 
     __tablename__ = "users"
-    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "name"),
+        UniqueConstraint("tenant_id", "issuer", "subject"),
+    )
 
     name: Mapped[str]
     display_name: Mapped[str]
-    role: Mapped[str]
     state: Mapped[str]
     password_hash: Mapped[str | None]
     totp_secret: Mapped[bytes | None]
@@ -40,6 +43,8 @@ class User(Resource, Base):
     locked_until: Mapped[datetime | None]
     invitation: Mapped[bytes | None]
     invitation_expires_at: Mapped[datetime | None]
+    issuer: Mapped[str | None] = mapped_column(doc="None: a local account.")
+    subject: Mapped[str | None]
 
 
 class UserSession(Resource, Base):
@@ -51,6 +56,44 @@ class UserSession(Resource, Base):
     fingerprint: Mapped[bytes]
     seen_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    issuer_version: Mapped[int | None] = mapped_column(
+        doc="Of the issuer's settings through which the person came; None: locally."
+    )
+    authenticated_at: Mapped[datetime | None] = mapped_column(
+        doc="When the person proved who they are, as the issuer says."
+    )
+
+
+class Issuer(TenantOwned, Base):
+    """The OpenID Connect issuer that a tenant's people log in with; its secret is sealed."""
+
+    __tablename__ = "issuers"
+    __table_args__ = (
+        refers_to("users", "break_glass_id"),
+        CheckConstraint("enforced_at IS NULL OR break_glass_id IS NOT NULL", name="break_glass"),
+    )
+
+    created_at: Mapped[datetime]
+    version: Mapped[int]
+    url: Mapped[str]
+    client_id: Mapped[str]
+    client_secret: Mapped[bytes]
+    scopes: Mapped[list[str]] = mapped_column(JSONB)
+    groups_claim: Mapped[str]
+    mappings: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    enforced_at: Mapped[datetime | None]
+    break_glass_id: Mapped[UUID | None] = mapped_column(
+        doc="The one local account that may log in while the issuer is enforced."
+    )
+
+
+class UsedLogin(TenantOwned, Base):
+    """Something of a login that works once and was used; kept until it would not work anyway."""
+
+    __tablename__ = "used_logins"
+
+    fingerprint: Mapped[bytes] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime]
 
 
 class ApiKey(Resource, Base):
@@ -60,11 +103,31 @@ class ApiKey(Resource, Base):
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
 
     name: Mapped[str]
-    role: Mapped[str]
     fingerprint: Mapped[bytes]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class Grant(TenantOwned, Base):
+    """A role of one person or one API key over one site, one group, or (neither) the tenant."""
+
+    __tablename__ = "grants"
+    __table_args__ = (
+        refers_to("users", "user_id"),
+        refers_to("api_keys", "api_key_id"),
+        refers_to("sites", "site_id"),
+        refers_to("vpgs", "vpg_id"),
+        CheckConstraint("num_nonnulls(user_id, api_key_id) = 1", name="one_owner"),
+        CheckConstraint("num_nonnulls(site_id, vpg_id) <= 1", name="one_scope"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID | None]
+    api_key_id: Mapped[UUID | None]
+    role: Mapped[str]
+    site_id: Mapped[UUID | None]
+    vpg_id: Mapped[UUID | None]
 
 
 class ProviderKey(Base):

@@ -124,4 +124,5 @@ async def _host_in_pool(unit: TenantUnit, pool_id: str) -> Host:
         raise Problem(
             "pool_empty", hint="Ask the provider to place the tenant on a host of the pool."
         )
+    unit.require_at(host.site_id)
     return host

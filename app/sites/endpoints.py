@@ -42,6 +42,7 @@ async def list_sites(
 )
 async def create_site(unit: Unit, wanted: SiteInput, response: Response) -> SiteOutput:
     """A new site, in a territory that decides whose data may come there."""
+    unit.require_at()
     site = await service.create_site(unit, wanted)
     response.headers["location"] = f"/v1/sites/{show(Kind.SITE, site.id)}"
     put_etag(response, site.version)

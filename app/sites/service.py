@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from sqlalchemy.exc import IntegrityError
 
+from app.http.lookup import find
 from app.http.unit import TenantUnit
-from app.kit.ids import BadId, Kind, new_uuid, parse, show
-from app.kit.problems import Problem, not_found
+from app.kit.ids import Kind, new_uuid, show
+from app.kit.problems import Problem
 from app.models import Site
-from app.models.base import key_of
 from app.rights.violations import review
 from app.sites.schemas import SiteInput, SiteOutput
 
 
 async def get_site(unit: TenantUnit, site_id: str) -> Site:
     """The tenant's site; Problem `not_found` for every other id."""
-    try:
-        key: UUID = parse(Kind.SITE, site_id)
-    except BadId:
-        raise not_found() from None
-    site = await unit.session.orm.get(Site, key_of(unit.session.tenant_id, key))
-    if site is None:
-        raise not_found()
-    return site
+    return await find(unit, Site, Kind.SITE, site_id)
 
 
 async def create_site(unit: TenantUnit, wanted: SiteInput) -> Site:
@@ -76,12 +67,13 @@ async def replace_site(unit: TenantUnit, site: Site, wanted: SiteInput) -> Site:
 async def delete_site(unit: TenantUnit, site: Site) -> None:
     """Remove a site; Problems `in_use`, `illegal_transition`."""
     _check_own(site)
+    name, shown = site.name, show(Kind.SITE, site.id)
     await unit.session.orm.delete(site)
     try:
         await unit.session.orm.flush()
     except IntegrityError:
-        raise Problem("in_use", f"Hosts or groups are at {site.name}.") from None
-    unit.note("sites.deleted", show(Kind.SITE, site.id), name=site.name)
+        raise Problem("in_use", f"Hosts, groups or grants name {name}.") from None
+    unit.note("sites.deleted", shown, name=name)
 
 
 def _check_own(site: Site) -> None:

@@ -12,8 +12,10 @@ from app.certificates.service import make_authority
 from app.database.sessions import ProviderSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
 from app.http.unit import Tools
+from app.identity.grants import add_grants
 from app.identity.privileges import Role
 from app.identity.schemas import ApiKeyInput
+from app.identity.scopes import Granted
 from app.identity.service import make_api_key
 from app.identity.tokens import Token, make_token
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
@@ -63,7 +65,9 @@ async def open_tenant(tools: Tools, tenant: Tenant, by: Circumstances) -> Token:
         own.state = TenantState.ACTIVE
         session.orm.add(TenantLedger(tenant_id=tenant.id))
         session.orm.add(make_authority(tools.root, tools.sealer, tenant.id, by.at))
-        session.orm.add(make_api_key(token, tools.sealer, wanted, by.at))
+        key = make_api_key(token, tools.sealer, wanted, by.at)
+        session.orm.add(key)
+        add_grants(session, key, [Granted(Role.ADMINISTRATOR)])
         subject = show(Kind.TENANT, tenant.id)
         happened = Happening("tenants.created", subject, {"name": tenant.name})
         act = Act("tenants.created", subject, details={"name": tenant.name})

@@ -24,6 +24,7 @@ async def read_usage(
     unit: Annotated[TenantUnit, Depends(tenant_unit)], since: Since = None, until: Until = None
 ) -> UsageOutput:
     """What the tenant had protected, hour by hour, at most 32 days at once."""
+    unit.require_at()
     span = service.span_of(since, until, unit.now)
     rows = await service.hours_of(unit.session, span)
     return UsageOutput(

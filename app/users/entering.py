@@ -7,7 +7,6 @@ doubles; the owner of a locked account is told no more than the guesser.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,12 +14,13 @@ from sqlalchemy import select, update
 
 from app.database.sessions import Database, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
-from app.identity.principals import Principal, refused
-from app.identity.privileges import PRIVILEGES, Privilege, Role
+from app.identity.grants import load_grants
+from app.identity.principals import Principal, principal_of, refused
+from app.identity.privileges import Privilege
 from app.identity.tokens import Token
 from app.kit.ids import Kind, show
 from app.kit.sealing import Sealer
-from app.models import Tenant, User, UserSession
+from app.models import Issuer, Tenant, User, UserSession
 from app.models.base import key_of
 from app.models.identity import UserState
 from app.models.tenants import TenantState
@@ -56,7 +56,7 @@ async def authenticate_invitation(
         raise refused()
     expires = user.invitation_expires_at
     is_open = expires is not None and expires > now and user.state != UserState.DISABLED
-    if not is_open or not await _is_active(session):
+    if not is_open or not await is_active(session):
         raise refused()
     user.invitation = user.invitation_expires_at = None
     return _principal(session, user, frozenset({Privilege.INVITATION_ACCEPT}))
@@ -81,7 +81,10 @@ async def authenticate_login(
         .with_for_update()
     )
     user = found.one_or_none()
-    if user is None or not _may_try(user, now) or not await _is_active(session):
+    issuer = await session.orm.get(Issuer, session.tenant_id)
+    if user is None or not _may_try(user, now) or not await is_active(session):
+        raise refused()
+    if issuer is not None and issuer.enforced_at is not None and user.id != issuer.break_glass_id:
         raise refused()
     step = used_step(sealer, user, wanted.code, now)
     if step is None:
@@ -100,15 +103,15 @@ async def authenticate_session(
     if now - row.seen_at > IDLE_MAX or now - row.created_at > SESSION_MAX:
         raise refused()
     user = await session.orm.get(User, key_of(session.tenant_id, row.user_id))
-    if user is None or user.state != UserState.ACTIVE or not await _is_active(session):
+    if user is None or user.state != UserState.ACTIVE or not await is_active(session):
         raise refused()
+    grants = (await load_grants(session, [user]))[user.id]
     if now - row.seen_at > _SEEN_GRAIN:
         mark = update(UserSession).where(
             UserSession.tenant_id == row.tenant_id, UserSession.id == row.id
         )
         await session.orm.execute(mark.values(seen_at=now))
-    entered = _principal(session, user, PRIVILEGES[Role(user.role)])
-    return replace(entered, session_id=row.id)
+    return principal_of(session.tenant_id, user.id, show(Kind.USER, user.id), grants, row.id)
 
 
 async def note_failure(
@@ -147,6 +150,7 @@ def _principal(session: TenantSession, user: User, privileges: frozenset[Privile
     return Principal(session.tenant_id, user.id, show(Kind.USER, user.id), privileges)
 
 
-async def _is_active(session: TenantSession) -> bool:
+async def is_active(session: TenantSession) -> bool:
+    """Whether the tenant may be entered at all."""
     tenant = await session.orm.get(Tenant, session.tenant_id)
     return tenant is not None and tenant.state == TenantState.ACTIVE

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
 from app.http.schemas import Input, Name, Output
-from app.identity.privileges import Role
+from app.identity.schemas import GrantInput, GrantOutput
 from app.users.passwords import PASSWORD_LENGTH_MIN
 
 Login = Annotated[
@@ -18,7 +18,7 @@ Login = Annotated[
 ]
 
 
-class UserInput(Input):
+class UserInput(GrantInput):
     """A person as an administrator invites them."""
 
     model_config = ConfigDict(
@@ -29,7 +29,6 @@ class UserInput(Input):
 
     name: Login
     display_name: Name
-    role: Role
 
 
 class UserOutput(Output):
@@ -38,7 +37,7 @@ class UserOutput(Output):
     id: str
     name: str
     display_name: str
-    role: Role
+    grants: list[GrantOutput]
     state: str
     created_at: datetime
 

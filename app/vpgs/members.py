@@ -11,6 +11,9 @@ from sqlalchemy import delete, func, select
 
 from app.database.sessions import TenantSession
 from app.http.unit import TenantUnit
+from app.identity.coverage import coverage
+from app.identity.principals import privilege_missing
+from app.identity.privileges import Privilege
 from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import Problem
 from app.machines.service import disks_of, pools_of, show_place
@@ -63,14 +66,11 @@ async def check_plan(unit: TenantUnit, plan: Plan) -> None:
 
 
 async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[Member]:
-    """The machines and disks that are meant; Problem `invalid_fields`. Two queries."""
+    """The machines and disks that are meant; Problem `invalid_fields` for what the caller does not
+    see, `privilege_missing` for what is not the caller's to protect. A fixed number of queries.
+    """
     keys = [_key(Kind.MACHINE, one.machine_id, place) for place, one in enumerate(wanted)]
-    found = await unit.session.orm.scalars(
-        select(Machine).where(
-            Machine.tenant_id == unit.session.tenant_id, Machine.id.in_(sorted(keys))
-        )
-    )
-    machines = {machine.id: machine for machine in found}
+    machines = await _machines(unit, keys)
     disks = await disks_of(unit.session, list(machines))
     members = []
     for place, (one, key) in enumerate(zip(wanted, keys, strict=True)):
@@ -78,6 +78,22 @@ async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[
             raise _wrong(place, "There is no such machine, or it is named twice.")
         members.append(Member(machines[key], _chosen(one, disks[key], place)))
     return members
+
+
+async def _machines(unit: TenantUnit, keys: Collection[UUID]) -> dict[UUID, Machine]:
+    readable, allowed = [
+        await coverage(unit.session, Machine, unit.principal.reach(privilege))
+        for privilege in (Privilege.MACHINES_READ, unit.privilege)
+    ]
+    found = await unit.session.orm.execute(
+        select(Machine, allowed.label("allowed")).where(
+            Machine.tenant_id == unit.session.tenant_id, Machine.id.in_(sorted(keys)), readable
+        )
+    )
+    rows = found.all()
+    if not all(row.allowed for row in rows):
+        raise privilege_missing(unit.privilege)
+    return {row[0].id: row[0] for row in rows}
 
 
 def _chosen(wanted: MemberInput, disks: list[Disk], place: int) -> list[Disk]:

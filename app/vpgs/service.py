@@ -17,6 +17,8 @@ from app.dsm.commands import Wanted as Command
 from app.hosts.service import load_hosts
 from app.http.lookup import find
 from app.http.unit import TenantUnit
+from app.identity.privileges import Privilege
+from app.identity.scopes import Place
 from app.keys.service import new_group_key
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
@@ -77,6 +79,8 @@ async def find_status(unit: TenantUnit, vpg_id: str) -> VpgStatus:
         key = parse(Kind.VPG, vpg_id)
     except BadId:
         raise not_found() from None
+    if unit.is_narrowed:
+        await get_vpg(unit, vpg_id)
     where = {"tenant_id": unit.session.tenant_id, "vpg_id": key}
     found = await unit.session.orm.get(VpgStatus, where)
     if found is None:
@@ -85,7 +89,9 @@ async def find_status(unit: TenantUnit, vpg_id: str) -> VpgStatus:
 
 
 async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:
-    """The tenant's group of this name, locked, unless it was removed."""
+    """The tenant's group of this name, locked, unless it was removed; Problem `privilege_missing`.
+    One that the caller may not see is none; its name is taken all the same.
+    """
     found = await unit.session.orm.scalars(
         select(Vpg)
         .where(
@@ -95,7 +101,12 @@ async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:
         )
         .with_for_update()
     )
-    return found.one_or_none()
+    vpg = found.one_or_none()
+    seen = unit.principal.reach(Privilege.VPGS_READ)
+    if vpg is None or not seen.covers(Place(vpg.protected_site_id, vpg.id)):
+        return None
+    unit.require_at(vpg.protected_site_id, vpg.id)
+    return vpg
 
 
 async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
@@ -104,6 +115,7 @@ async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
     """
     plan = await plan_of(unit)
     values = await resolve(unit, wanted)
+    unit.require_at(values["protected_site_id"])
     vpg = Vpg(
         tenant_id=unit.session.tenant_id,
         id=new_uuid(unit.now),
@@ -137,15 +149,14 @@ def _new_status(vpg: Vpg) -> VpgStatus:
     )
 
 
-async def resolve(unit: TenantUnit, wanted: VpgBody) -> dict[str, Any]:
-    """The columns of a group's settings; Problem `not_found` for what they name in vain."""
+async def resolve(unit: TenantUnit, wanted: VpgBody, vpg: Vpg | None = None) -> dict[str, Any]:
+    """The columns of a group's settings; Problem `not_found` for what they name in vain. What the
+    group that is changed names already stays, whether the caller sees it or not.
+    """
     profile = wanted.profile_id and await get_profile(unit, wanted.profile_id)
     sites = {
-        field: (await choose_site(unit, text)).id if text is not None else None
-        for field, text in (
-            ("protected_site_id", wanted.protected_site_id),
-            ("recovery_site_id", wanted.recovery_site_id),
-        )
+        field: await _site(unit, getattr(wanted, field), getattr(vpg, field, None))
+        for field in ("protected_site_id", "recovery_site_id")
     }
     if wanted.store != DEFAULT_STORE:
         raise Problem(
@@ -173,6 +184,12 @@ async def choose_site(unit: TenantUnit, site_id: str) -> Site:
     return site
 
 
+async def _site(unit: TenantUnit, text: str | None, before: UUID | None) -> UUID | None:
+    if text is None or (before and text == show(Kind.SITE, before)):
+        return before if text else None
+    return (await choose_site(unit, text)).id
+
+
 def _check_settings(plan: Plan, vpg: Vpg) -> None:
     check_rpo(plan, vpg.settings["rpo_seconds"], vpg.settings["checkpoint_seconds"])
 
@@ -182,7 +199,8 @@ async def replace_vpg(unit: TenantUnit, vpg: Vpg, wanted: VpgChange) -> None:
     history or moves the journal.
     """
     check_changeable(vpg)
-    values = {"name": wanted.name, **await resolve(unit, wanted)}
+    values = {"name": wanted.name, **await resolve(unit, wanted, vpg)}
+    unit.require_at(values["protected_site_id"], vpg.id)
     _check_harmless(vpg, values)
     await change_vpg(unit, vpg, values)
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Row, Select, func, select, true
 
+from app.http.lookup import find
 from app.http.unit import TenantUnit
 from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import not_found
@@ -60,6 +61,8 @@ async def find_shown(unit: TenantUnit, vpg_id: str) -> Known:
         key = parse(Kind.VPG, vpg_id)
     except BadId:
         raise not_found() from None
+    if unit.is_narrowed:
+        await find(unit, Vpg, Kind.VPG, vpg_id)
     wanted = shown_vpgs(unit.session.tenant_id).where(Vpg.id == key)
     found = (await unit.session.orm.execute(wanted)).one_or_none()
     if found is None:

@@ -24,8 +24,10 @@ from app.kit.clock import Clock, SystemClock
 from app.kit.ids import new_uuid
 from app.kit.sealing import Sealer
 from app.models import ProviderKey
+from app.oidc.documents import Issuers
 
 SECRET = bytes(range(32))
+PUBLIC_URL = "https://holdfast"
 _numbers = itertools.count(1)
 
 
@@ -65,6 +67,11 @@ class Service:
         """Without a token."""
         return Caller(self.http, None)
 
+    def browser(self) -> httpx2.AsyncClient:
+        """A browser: it keeps cookies, and sends what is secure over TLS alone."""
+        transport = httpx2.ASGITransport(app=self.app)
+        return httpx2.AsyncClient(transport=transport, base_url=PUBLIC_URL)
+
     def caller(self, token: str) -> Caller:
         """With this token."""
         return Caller(self.http, token)
@@ -78,22 +85,34 @@ class Service:
         assert answer.status_code == 201, answer.text
         return self.caller(answer.json()["token"])
 
-    async def make_caller(self, administrator: Caller, role: str) -> Caller:
-        """Somebody else of a tenant, with this role."""
-        wanted = {"name": f"key {next(_numbers)}", "role": role}
+    async def make_caller(
+        self, administrator: Caller, role: str, scope: str | None = None
+    ) -> Caller:
+        """Somebody else of a tenant, with this role over the tenant, a site or a group."""
+        wanted = {"name": f"key {next(_numbers)}", "role": role, "scope": scope}
         answer = await administrator.post("/v1/api-keys", wanted)
         assert answer.status_code == 201, answer.text
         return self.caller(answer.json()["token"])
 
 
 @asynccontextmanager
-async def running_service(url: URL, clock: Clock | None = None) -> AsyncIterator[Service]:
+async def running_service(
+    url: URL, clock: Clock | None = None, issuers: Issuers | None = None
+) -> AsyncIterator[Service]:
     """The application over this database, with a key of the provider's."""
     clock = clock or SystemClock()
     root = make_root(clock.now())
     folder = tempfile.TemporaryDirectory(prefix="keys-")
     keys = LocalKeys(Path(folder.name), root.certificate, clock)
-    tools = Tools(Database(url), Sealer(SECRET), clock, root, keys)
+    tools = Tools(
+        Database(url),
+        Sealer(SECRET),
+        clock,
+        root,
+        keys,
+        public_url=PUBLIC_URL,
+        issuers=issuers or Issuers(),
+    )
     token = make_token(None, new_uuid(tools.clock.now()))
     async with tools.database.provider() as session:
         await session.orm.execute(

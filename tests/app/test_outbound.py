@@ -12,16 +12,10 @@ from ipaddress import ip_address
 import httpx2
 import pytest
 
-from app.outbound import guard
+from app.outbound import policy
 from app.outbound.addresses import is_loopback, is_public
-from app.outbound.guard import (
-    ANSWER_BYTES_MAX,
-    GuardedTransport,
-    OutboundPolicy,
-    OutboundRefused,
-    check_url,
-    resolve,
-)
+from app.outbound.guard import ANSWER_BYTES_MAX, GuardedTransport
+from app.outbound.policy import OutboundPolicy, OutboundRefused, check_url, resolve
 from tests.servers.signing_issuer import SigningIssuer, running_issuer
 
 pytestmark = pytest.mark.anyio
@@ -115,7 +109,7 @@ async def test_no_spelling_leads_to_this_machine(
     spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with listening() as (port, seen):
-        monkeypatch.setattr(guard, "_PORTS", (port, port))
+        monkeypatch.setattr(policy, "PORTS", (port, port))
         with pytest.raises((OutboundRefused, httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
             await get(GuardedTransport(OutboundPolicy()), f"https://{spelling}:{port}/")
         await asyncio.sleep(0.1)
@@ -124,8 +118,8 @@ async def test_no_spelling_leads_to_this_machine(
 
 async def test_without_the_table_the_same_call_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as (port, seen):
-        monkeypatch.setattr(guard, "_PORTS", (port, port))
-        monkeypatch.setattr(guard, "is_public", lambda _: True)
+        monkeypatch.setattr(policy, "PORTS", (port, port))
+        monkeypatch.setattr(policy, "is_public", lambda _: True)
         with pytest.raises(httpx2.HTTPError):
             await get(GuardedTransport(OutboundPolicy()), f"https://127.0.0.1:{port}/")
         await asyncio.sleep(0.1)

@@ -123,8 +123,8 @@ async def test_a_revoked_key_ends_at_once_and_the_last_one_stays(service: Servic
     tenant = await service.make_tenant()
     viewer = await service.make_caller(tenant, "viewer")
     keys = (await tenant.get("/v1/api-keys")).json()["items"]
-    first = next(key for key in keys if key["role"] == "administrator")
-    other = next(key for key in keys if key["role"] == "viewer")
+    first = next(key for key in keys if key["grants"][0]["role"] == "administrator")
+    other = next(key for key in keys if key["grants"][0]["role"] == "viewer")
     assert (await viewer.get("/v1/sites")).status_code == 200
     assert (await tenant.post(f"/v1/api-keys/{other['id']}:revoke")).status_code == 200
     assert (await viewer.get("/v1/sites")).status_code == 401

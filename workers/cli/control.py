@@ -1,4 +1,4 @@
-"""`holdfast` over the API: profiles, tenants, sites, hosts, API keys, events, the audit log."""
+"""`holdfast` over the API: profiles, tenants, sites, hosts, events, the audit log."""
 
 from __future__ import annotations
 
@@ -34,21 +34,20 @@ SaveToken = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-def _group(text: str) -> typer.Typer:
+def group(text: str) -> typer.Typer:
+    """A word with commands under it."""
     return typer.Typer(help=text, no_args_is_help=True)
 
 
-profile_app = _group("Which service, and as whom.")
-tenant_app = _group("Tenants: make and list them as the provider, show one's own.")
-site_app = _group("Places with hypervisors.")
-host_app = _group("Hosts: let them join, list them, shut them out.")
-key_app = _group("API keys of the tenant.")
+profile_app = group("Which service, and as whom.")
+tenant_app = group("Tenants: make and list them as the provider, show one's own.")
+site_app = group("Places with hypervisors.")
+host_app = group("Hosts: let them join, list them, shut them out.")
 GROUPS = {
     "profile": profile_app,
     "tenant": tenant_app,
     "site": site_app,
     "host": host_app,
-    "api-key": key_app,
 }
 
 
@@ -318,44 +317,6 @@ def revoke_host(
     go_on(f"Shut {host_id} out for good? Its replication ends; its journals stay.", yes=yes)
     with connect(profile) as client:
         show_one(client.revoke_host(host_id), as_json=as_json)
-
-
-# --- API keys
-
-
-@key_app.command("create")
-def create_api_key(
-    name: str,
-    role: Annotated[str, typer.Option(help="administrator, operator or viewer")],
-    save_token: SaveToken = None,
-    profile: ProfileName = None,
-    as_json: Json = False,
-) -> None:
-    """A new API key. Its token is shown this once."""
-    from app.identity.schemas import ApiKeyInput
-
-    check_save(save_token)
-    wanted = ApiKeyInput.model_construct(name=name, role=role, expires_at=None)
-    with connect(profile) as client:
-        show_secret(client.create_api_key(wanted), save_token, as_json=as_json)
-
-
-@key_app.command("list")
-def list_api_keys(profile: ProfileName = None, as_json: Json = False) -> None:
-    """All API keys of the tenant, revoked ones too."""
-    columns = ("id", "name", "role", "last_used_at", "revoked_at")
-    with connect(profile) as client:
-        show_rows(client.list_api_keys(), columns, as_json=as_json)
-
-
-@key_app.command("revoke")
-def revoke_api_key(
-    api_key_id: str, yes: Yes = False, profile: ProfileName = None, as_json: Json = False
-) -> None:
-    """End an API key at once and for good."""
-    go_on(f"End {api_key_id} for good?", yes=yes)
-    with connect(profile) as client:
-        show_one(client.revoke_api_key(api_key_id), as_json=as_json)
 
 
 # --- what happened

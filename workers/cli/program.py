@@ -52,10 +52,19 @@ def _add_all(app: typer.Typer) -> None:
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.datanodes import GROUPS as DATA_NODES
     from workers.cli.happening import GROUPS as PROTECTION
+    from workers.cli.issuer import GROUPS as ISSUER
     from workers.cli.journal import VerifyOptions, journal_app, verify_command
     from workers.cli.keys import keys_app
+    from workers.cli.login import LoginOptions, accept_command, login_command, logout_command
+    from workers.cli.people import GROUPS as PEOPLE
     from workers.cli.provider import GROUPS as PROVIDER
-    from workers.cli.services import api_command, dsm_command, setup_command, worker_command
+    from workers.cli.services import (
+        admin_app,
+        api_command,
+        dsm_command,
+        setup_command,
+        worker_command,
+    )
     from workers.cli.usage import GROUPS as USAGE
 
     app.add_typer(keys_app, name="keys")
@@ -65,7 +74,12 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    for name, commands in (GROUPS | DATA_NODES | PROTECTION | PROVIDER | USAGE).items():
+    command(app, "login", LoginOptions)(login_command)
+    app.command("logout")(logout_command)
+    app.command("accept")(accept_command)
+    app.add_typer(admin_app, name="admin")
+    groups = GROUPS | PEOPLE | ISSUER | DATA_NODES | PROTECTION | PROVIDER | USAGE
+    for name, commands in groups.items():
         app.add_typer(commands, name=name)
     app.command("events")(events_command)
     app.command("audit")(audit_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,3 +39,36 @@ def setup_command(
         return
     for name, value in made.items():
         typer.echo(f"{name.replace('_', ' '):<20} {value}")
+
+
+admin_app = typer.Typer(help="On the server, for who runs it.", no_args_is_help=True)
+
+
+@admin_app.callback()
+def admin() -> None:
+    """On the server, for who runs it."""
+
+
+@admin_app.command("reset")
+def reset_admin(
+    tenant: Annotated[str, typer.Argument(help="ten_…")],
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a running `holdfast up`; else told by the environment."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")] = False,
+) -> None:
+    """A new break-glass administrator of a tenant, also where its issuer is enforced. The
+    invitation is shown this once: give it to `holdfast accept`.
+    """
+    from app.embedded.admin import run_reset
+
+    if not yes:
+        typer.confirm(f"Make {tenant} a new administrator, as its people will see?", abort=True)
+    made = run_reset(tenant, directory)
+    if as_json:
+        typer.echo(json.dumps(made))
+        return
+    for name, value in made.items():
+        typer.echo(f"{name.replace('_', ' '):<12} {value}")
