@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.demo.processes import tool
+from infra.demo.report import DemoFailed
 from tests.integration.deployment import Host, Tenant, running_deployment, until
 from tests.integration.nbd import NbdClient
 from tests.supervisor.test_alone import days_later
@@ -33,7 +34,11 @@ def write(host: Host, seed: int) -> None:
 
 
 def is_drained(host: Host) -> bool:
-    now = host.agent_status()
+    """Whether the journal has all that was written; not while the agent still starts."""
+    try:
+        now = host.agent_status()
+    except DemoFailed:
+        return False
     return bool(now["stored"] == now["head"] and now["state"] == "recording")
 
 
@@ -119,6 +124,7 @@ def test_replication_goes_on_and_who_was_shut_out_stays_out(tmp_path: Path) -> N
         log = node.log.read_text()
         assert "event=certificate_late" in log
         until("who is out was refused", lambda: "event=peer_refused" in node.log.read_text())
+        assert out.agent_status()["phase"] != "streaming"
         assert not is_drained(out)
         wanted = kept.disk.read_bytes()
         node.stop()
