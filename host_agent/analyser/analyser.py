@@ -64,9 +64,11 @@ class Analyser:
 
     def _count(self, records: Records) -> None:
         second = int(records[-1]["time"]) // _SECOND
-        numbers = np.unique(records["disk"]).tolist()
+        disks = records["disk"]
+        is_one = bool((disks == disks[0]).all())
+        numbers = [int(disks[0])] if is_one else np.unique(disks).tolist()
         for number in numbers:
-            of_disk = records[records["disk"] == number] if len(numbers) > 1 else records
+            of_disk = records if is_one else records[disks == number]
             written = int(of_disk["length"][of_disk["op"] == Op.WRITE].sum(dtype=np.uint64))
             disk = self._disk(number)
             disk.total += written
@@ -104,7 +106,8 @@ class Analyser:
         written = data[(records["op"][data] == Op.WRITE) & (records["length"][data] >= BLOCK_BYTES)]
         if not len(written):
             return
-        chosen = self._random.choice(written, min(SAMPLES_PER_BATCH, len(written)), replace=False)
+        step = max(1, len(written) // SAMPLES_PER_BATCH)
+        chosen = written[int(self._random.integers(step)) :: step][:SAMPLES_PER_BATCH]
         for row in chosen.tolist():
             begin, disk = int(starts[row]), self._disk(int(records[row]["disk"]))
             randomness = judge(view[begin : begin + BLOCK_BYTES])
