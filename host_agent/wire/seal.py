@@ -38,6 +38,8 @@ from host_agent.wire.packing import Packed, Packer
 from host_agent.wire.record import Flag, Op, Records, check_records, writes_disk
 
 PART_INDEX, PART_PAYLOAD = 0, 1
+#: By so many records, as a share, whose payload another one has too, noise is worth compressing.
+_REPEATS = 0.01
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class FrameSealer:
         check_records(records, int(records[0]["seq"]))
         plain = encode_index(records)
         index = self._packer.pack(plain)
-        body = self._packer.pack_payload(payload) if len(payload) else []
+        body = self._pack(records, payload) if len(payload) else []
         counter, self._counter = self._counter, self._counter + 1
         header = FrameHeader(
             state=state,
@@ -133,6 +135,11 @@ class FrameSealer:
             bytes(self._encrypt(PART_INDEX, counter, index, head)),
             self._encrypt(PART_PAYLOAD, counter, body, head) if body else b"",
         )
+
+    def _pack(self, records: Records, payload: bytes) -> Packed:
+        crcs = np.sort(records["crc"][records["payload_length"] > 0])
+        repeated = int(np.count_nonzero(crcs[1:] == crcs[:-1]))
+        return self._packer.pack_payload(payload, repeats=repeated > _REPEATS * len(crcs))
 
     def _encrypt(self, part: int, counter: int, packed: Packed, head: bytes) -> memoryview:
         """Pieces sealed as one, into memory that nobody fills with zeroes first."""

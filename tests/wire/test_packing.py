@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host_agent.wire.limits import FRAME_PLAIN_BYTES_MAX, KIB, MIB, SEAL_OVERHEAD_MAX
-from host_agent.wire.packing import Packer, as_it_is
+from host_agent.wire.packing import Packer, as_it_is, is_noise
 from host_agent.wire.seal import decompress
 
 
@@ -47,6 +47,23 @@ def test_a_payload_is_packed_as_small_as_at_level_1(payload: bytes) -> None:
     packed = b"".join(Packer().pack_payload(payload))
     assert len(packed) <= 1.01 * len(zstandard.ZstdCompressor(level=1).compress(payload))
     assert decompress(packed, len(payload)) == payload
+
+
+def test_a_little_that_shrinks_does_not_hide_in_noise() -> None:
+    """An eighth is text, in the middle of blocks that are noise otherwise."""
+    words = _words()
+    payload = b"".join(os.urandom(56 * KIB) + words[at : at + 8 * KIB] for at in range(64))
+    packed = b"".join(Packer().pack_payload(payload))
+    assert len(packed) < 0.95 * len(payload)
+    assert not is_noise(payload)
+    assert is_noise(os.urandom(len(payload)))
+
+
+def test_noise_that_comes_again_is_packed() -> None:
+    block = os.urandom(4 * KIB)
+    payload = b"".join(block if at % 2 else os.urandom(4 * KIB) for at in range(256))
+    assert sum(map(len, Packer().pack_payload(payload, repeats=True))) < 0.6 * len(payload)
+    assert sum(map(len, Packer().pack_payload(payload))) > len(payload)
 
 
 def test_noise_is_neither_packed_nor_copied() -> None:

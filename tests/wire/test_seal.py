@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from host_agent.wire import limits
 from host_agent.wire import seal as sealing
+from host_agent.wire.crc import crc32c
 from host_agent.wire.errors import HoldfastError, LimitExceeded, UnsealFailed, WireError, WrongKey
 from host_agent.wire.frame import FrameHeader, Marker
 from host_agent.wire.names import Identity
@@ -376,3 +378,17 @@ def test_the_largest_frame_fits() -> None:
     records, opened = open_frame(seal(batch))
     assert len(records) == 4
     assert opened == payload
+
+
+@pytest.mark.parametrize(("distinct", "share"), [(256, 1.0), (2, 0.1)])
+def test_blocks_that_come_again_are_sealed_once(distinct: int, share: float) -> None:
+    blocks, batch = [os.urandom(4096) for _ in range(distinct)], Batch()
+    for _ in range(256):
+        batch.add(Op.WRITE, length=4096)
+    payload = b"".join(blocks[at % distinct] for at in range(256))
+    records = batch.records.copy()
+    records["crc"] = [crc32c(blocks[at % distinct]) for at in range(256)]
+    sealer = FrameSealer(DATA_KEY, IDENTITY, GENERATION, SALT)
+    frame = sealer.seal(records, payload, state=1, record_hash=bytes(32))
+    assert len(frame.payload) <= share * len(payload) + 1024
+    assert open_frame(frame)[1] == payload
