@@ -19,9 +19,10 @@ _PLACES, _SAMPLED_BYTES_MIN = 32, 128 * 1024
 _GOLDEN = 0.618034
 #: What is compressed at each place to choose a level, and whose bytes are counted to find noise.
 _COMPRESSED_BYTES, _COUNTED_BYTES = 2048, 1024
-#: Chi-square of a place's 256 counts against even ones: noise has 255 +- 23, all else thousands. At
-#: this an entropy coder would win three percent, of which zstd leaves more than half unused.
-_NOISE_CHI_SQUARE = 600.0
+#: Chi-square of a place's 256 counts against even ones: noise has 255 +- 23, base64 3,000.
+_NOISE_CHI_SQUARE = 2000.0
+#: The same as the mean of all places: an entropy coder would win three percent at most.
+_NOISE_CHI_SQUARE_MEAN = 600.0
 _PLACE_ROWS = (np.arange(_PLACES) * 256)[:, None]
 
 #: RFC 8878: magic number, a descriptor that says "one segment, its size in four bytes", the size.
@@ -66,7 +67,8 @@ def is_noise(data: bytes) -> bool:
     counts = np.bincount((places + _PLACE_ROWS).ravel(), minlength=_PLACES * 256)
     expected = _COUNTED_BYTES / 256
     squares = ((counts.reshape(_PLACES, 256) - expected) ** 2).sum(axis=1)
-    return bool(squares.max() <= _NOISE_CHI_SQUARE * expected)
+    is_even = squares.max() <= _NOISE_CHI_SQUARE * expected
+    return bool(is_even and squares.mean() <= _NOISE_CHI_SQUARE_MEAN * expected)
 
 
 def _sample(data: bytes, count: int) -> bytes:
