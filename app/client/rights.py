@@ -10,6 +10,7 @@ from app.client.client import Client
 from app.hosts.schemas import JoinTokenCreated
 from app.pools.schemas import (
     PoolOutput,
+    ProviderHostDetail,
     ProviderHostOutput,
     ProviderHostPage,
     ProviderJoinTokenInput,
@@ -59,6 +60,10 @@ class Rights(Client):
     def list_provider_hosts(self) -> list[ProviderHostOutput]:
         """All of them, revoked ones too."""
         return self._send("GET", "/v1/provider/hosts", ProviderHostPage).items
+
+    def get_provider_host(self, host_id: str) -> ProviderHostDetail:
+        """One of them, and how its processes are."""
+        return self._send("GET", f"/v1/provider/hosts/{host_id}", ProviderHostDetail)
 
     def revoke_provider_host(self, host_id: str) -> ProviderHostOutput:
         """Shut it out at once and for good, with every tenant's process on it."""

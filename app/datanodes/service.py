@@ -34,14 +34,13 @@ from app.identity.tokens import Token, make_token
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.kit.sealing import Sealer
-from app.models import DataNode, DataNodeAuthority, Host, Tenant
+from app.models import DataNode, DataNodeAuthority, Tenant
 from app.models.datanodes import NodeState
-from app.models.hosts import HostState
 from app.models.tenants import PROVIDER_ID, TenantState
 from app.rights.places import choose_store, stores_of
+from app.rights.telling import tell_hosts
 from app.rights.territory import may_hold
 from app.tenants.schemas import Plan
-from app.vpgs.assigning import raise_assignments
 from host_agent.wire.names import datanode_san
 
 _AUTHORITY_CONTEXT = "data_node_authorities.sealed_key"
@@ -190,15 +189,12 @@ def revoke_node(node: DataNode) -> None:
 
 
 async def announce_doors(tools: Tools, tenants: Sequence[UUID], now: datetime) -> None:
-    """Raise what every host is told: its doors have changed. A transaction a tenant; may be
-    repeated after a failure.
+    """Have every host told that its doors have changed. A transaction a tenant; may be repeated
+    after a failure.
     """
     for tenant_id in tenants:
         async with tools.database.tenant(tenant_id) as session:
-            hosts = await session.orm.scalars(
-                select(Host.id).where(Host.tenant_id == tenant_id, Host.state == HostState.ACTIVE)
-            )
-            await raise_assignments(session, hosts.all(), now)
+            await tell_hosts(session, now)
             await session.commit()
 
 
@@ -212,9 +208,9 @@ async def tenants_of(session: ProviderSession) -> list[UUID]:
     return list(found)
 
 
-async def doors_of_tenant(session: TenantSession, reached_as: Sequence[str] = ()) -> list[str]:
+async def doors_of_tenant(session: TenantSession, unlisted: Sequence[str] = ()) -> list[str]:
     """Where this tenant's hosts send their streams, in the order in which they try; three queries.
-    None where its data may not be. `reached_as`: instead of what the permitted nodes have.
+    None where its data may not be. `unlisted`: of nodes that the deployment does not list.
     """
     tenant = await session.orm.get_one(Tenant, session.tenant_id)
     found = await session.orm.execute(
@@ -227,7 +223,7 @@ async def doors_of_tenant(session: TenantSession, reached_as: Sequence[str] = ()
     if stores and choose_store(permitted, stores) is None:
         return []
     chosen = choose_doors(session.tenant_id, permitted, nodes)
-    return list(reached_as) if reached_as and (chosen or not nodes) else chosen
+    return chosen if nodes else list(unlisted)
 
 
 async def load_node_authority(session: SystemSession, sealer: Sealer) -> Authority | None:

@@ -51,7 +51,7 @@ _GREETED_AT_ONCE = 10
 
 @dataclass(frozen=True)
 class DeskTools:
-    """`doors`: instead of those of the data nodes that may serve a tenant."""
+    """`doors`: of data nodes that the deployment does not list."""
 
     database: Database
     keys: KeyService

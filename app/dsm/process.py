@@ -69,7 +69,7 @@ class DsmSettings(DatabaseSettings):
     root_certificate_file: Path
     keys_socket: Path | None = None
     data_doors: tuple[Address, ...] = Field(
-        default=(), description="Instead of the doors of the data nodes that may serve a tenant."
+        default=(), description="Of data nodes that the deployment does not list."
     )
     broker_url: str | None = Field(
         default=None, description="Where workers are woken for what is due; None: nobody is."

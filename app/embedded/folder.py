@@ -11,6 +11,9 @@ from pathlib import Path
 
 from host_agent.wire.errors import HoldfastError
 
+#: The name of the one data node.
+LOCAL_NODE = "local"
+
 
 class FolderBusy(HoldfastError):
     """Another process works in the folder."""

@@ -11,7 +11,7 @@ from app.datanodes.schemas import DataNodeInput, JournalStoreInput
 from app.datanodes.service import create_node, invite_node, list_nodes
 from app.datanodes.stores import DEFAULT_STORE, create_store, list_stores
 from app.datanodes.tokens import join_text
-from app.embedded.folder import Folder, write_private
+from app.embedded.folder import LOCAL_NODE, Folder, write_private
 from app.embedded.trust import root_of, sealer_of
 from app.events.ledger import Circumstances
 from app.http.unit import ProviderUnit, Tools
@@ -19,7 +19,7 @@ from app.identity.principals import Principal
 from app.identity.tokens import Token
 from app.kit.clock import SystemClock
 
-_ACTOR, _NODE = "holdfast up", "local"
+_ACTOR = "holdfast up"
 
 
 async def let_node_join(folder: Folder, url: URL, door: str, territory: str) -> None:
@@ -47,7 +47,8 @@ async def let_node_join(folder: Folder, url: URL, door: str, territory: str) -> 
 async def _token(unit: ProviderUnit, door: str, territory: str) -> Token:
     nodes = await list_nodes(unit.session)
     if nodes:
+        nodes[0].doors = [door]
         return invite_node(unit, nodes[0])
-    wanted = DataNodeInput(name=_NODE, territory=territory, doors=[door])
+    wanted = DataNodeInput(name=LOCAL_NODE, territory=territory, doors=[door])
     _, token = await create_node(unit, wanted)
     return token

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, create_engine, insert, select, text
+from sqlalchemy import URL, create_engine, insert, select, text, update
 
 from app.database.migrate import prepare_database, upgrade
 from app.database.sessions import Database
-from app.embedded.folder import Folder
+from app.embedded.folder import LOCAL_NODE, Folder
 from app.embedded.postgres import DATABASE, Postgres
 from app.embedded.trust import root_of, sealer_of, write_server_file
 from app.identity.tokens import make_token
 from app.kit.clock import SystemClock
 from app.kit.ids import new_uuid
 from app.kit.sealing import Sealer
-from app.models import ProviderKey
+from app.models import DataNode, ProviderKey
 from host_agent.wire.errors import HoldfastError
 
 FIRST_KEY = "first provider"
@@ -54,6 +54,8 @@ def prepare(folder: Folder, wanted: Wanted) -> dict[str, Any]:
         from app.embedded.joining import let_node_join
 
         asyncio.run(let_node_join(folder, url, wanted.data_door, wanted.territory))
+    else:
+        asyncio.run(_note_door(url, wanted.data_door))
     return {
         "database_url": url.render_as_string(hide_password=False),
         "root_sha256": root.fingerprint,
@@ -98,6 +100,18 @@ async def first_provider_key(url: URL, sealer: Sealer) -> str | None:
 def node_has_joined(folder: Folder) -> bool:
     """Whether the data node has an identity of its own."""
     return (folder.data_node / "node.pem").exists()
+
+
+async def _note_door(url: URL, door: str) -> None:
+    """The data node listens where it was told this time."""
+    database = Database(url)
+    try:
+        async with database.provider() as session:
+            change = update(DataNode).where(DataNode.name == LOCAL_NODE).values(doors=[door])
+            await session.orm.execute(change)
+            await session.commit()
+    finally:
+        await database.close()
 
 
 def main() -> int:

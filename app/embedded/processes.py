@@ -78,7 +78,6 @@ def _dsm(installation: Installation) -> Program:
         "HOLDFAST_BROKER_URL": broker_url(_valkey_home(installation)),
         # On one machine rows are cheap, and the RPO that is shown is as old as they are.
         "HOLDFAST_CHECKPOINT_RECORD_SECONDS": "5",
-        "HOLDFAST_DATA_DOORS": json.dumps([address(doors.reached_as, doors.data)]),
     }
     return _program("dsm", _shared(installation) | told, listens_on(doors.host, doors.control))
 

@@ -20,7 +20,7 @@ from app.models.tenants import PROVIDER_ID
 from app.pools import service
 from app.pools.schemas import (
     PoolOutput,
-    ProviderHostOutput,
+    ProviderHostDetail,
     ProviderHostPage,
     ProviderJoinTokenInput,
     ProviderPoolInput,
@@ -108,7 +108,9 @@ async def list_provider_hosts(unit: Unit) -> ProviderHostPage:
 
 
 @provider.get("/hosts/{host_id}", dependencies=_POOLS, summary="Get a provider's host")
-async def get_provider_host(unit: Unit, host_id: str) -> ProviderHostOutput:
-    """One host."""
+async def get_provider_host(unit: Unit, host_id: str) -> ProviderHostDetail:
+    """One host, and how its owner's process and each placed tenant's are."""
     async with scope_of(unit, PROVIDER_ID) as own:
-        return service.show_own_host(await service.get_own_host(own, host_id))
+        host = await service.get_own_host(own, host_id)
+    appliances = await service.appliances_of(unit, host)
+    return ProviderHostDetail(**service.show_own_host(host).model_dump(), appliances=appliances)

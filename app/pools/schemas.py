@@ -71,6 +71,24 @@ class ProviderHostOutput(HostOutput):
     pool_id: str
 
 
+class ApplianceOutput(Output):
+    """How an agent's process on the host is: all that one enterprise may know of another's."""
+
+    appliance: str = Field(description="The process, by the identifier that it joined with.")
+    health: str = Field(examples=["up"])
+    capacity_class: str = Field(examples=["small"])
+    epoch: int
+    time: datetime
+
+
+class ProviderHostDetail(ProviderHostOutput):
+    """A hypervisor machine of the provider's, and how it is."""
+
+    appliances: list[ApplianceOutput] = Field(
+        description="Its owner's process and those of the tenants that are placed on it."
+    )
+
+
 class ProviderHostPage(Output):
     """The provider's hosts, by their age."""
 

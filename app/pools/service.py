@@ -16,10 +16,15 @@ from app.http.unit import ProviderUnit, TenantUnit
 from app.identity.tokens import Token
 from app.kit.ids import Kind, new_uuid, show
 from app.kit.problems import Problem, not_found
-from app.models import Host, JoinToken, Pool, Site
+from app.models import ApplianceHealth, Host, JoinToken, Placement, Pool, Site
 from app.models.base import Resource
 from app.models.tenants import PROVIDER_ID
-from app.pools.schemas import ProviderHostOutput, ProviderJoinTokenInput, ProviderPoolInput
+from app.pools.schemas import (
+    ApplianceOutput,
+    ProviderHostOutput,
+    ProviderJoinTokenInput,
+    ProviderPoolInput,
+)
 from app.pools.scope import ensure_own_scope, scope_of
 from app.sites.schemas import SiteInput
 from app.sites.service import create_site, get_site
@@ -89,6 +94,28 @@ async def create_host_token(
     details: dict[str, object] = {"name": row.name, "pool": wanted.pool_id}
     await note_act(unit, "join_tokens.created", shown, details)
     return row, token
+
+
+async def appliances_of(unit: ProviderUnit, host: Host) -> list[ApplianceOutput]:
+    """The newest health record of each process on the host; one query."""
+    placed = select(Placement.host_id).where(
+        Placement.owner_host_id == host.id, Placement.withdrawn_at.is_(None)
+    )
+    found = await unit.session.orm.scalars(
+        select(ApplianceHealth)
+        .where((ApplianceHealth.appliance == host.id) | ApplianceHealth.appliance.in_(placed))
+        .order_by(ApplianceHealth.appliance)
+    )
+    return [
+        ApplianceOutput(
+            appliance=show(Kind.HOST, row.appliance),
+            health=row.health,
+            capacity_class=row.capacity_class,
+            epoch=row.epoch,
+            time=row.at,
+        )
+        for row in found
+    ]
 
 
 def show_own_host(host: Host) -> ProviderHostOutput:

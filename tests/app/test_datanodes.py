@@ -303,7 +303,9 @@ async def test_a_node_outside_a_tenant_s_territories_is_not_told_of_it(service: 
     wanted = {"name": "picky", "plan": {"territories": ["DE"]}}
     picky = (await service.provider.post("/v1/provider/tenants", wanted)).json()["id"]
     other = await tenant_id(await service.make_tenant())
-    await service.provider.post("/v1/provider/journal-stores", FOLDER)
+    for name, territory in (("default", "CH"), ("german", "DE")):
+        store = {**FOLDER, "name": name, "territory": territory}
+        await service.provider.post("/v1/provider/journal-stores", store)
     swiss, _ = await joined_node(service, "swiss", territory="CH")
     german, _ = await joined_node(service, "german", territory="DE-BY")
     async with connected(service, swiss) as node:

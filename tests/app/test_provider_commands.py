@@ -45,8 +45,15 @@ def test_from_a_site_to_a_placed_tenant(terminal: Terminal, tmp_path: Path) -> N
     place = ("provider", "place", tenant["id"], host["host_id"], *PROVIDER, "--json")
     refused = terminal.run(*place)
     assert (refused.returncode, json.loads(refused.stdout)["error"]) == (1, "not_granted")
+    shown = provider("policy", "set", tenant["id"], "--pool", f"{pool['id']}=3")
+    # Fewer territories are planned first.
     grant = ("--territory", "CH", "--pool", f"{pool['id']}=3")
-    shown = provider("policy", "set", tenant["id"], *grant)
+    early = terminal.run("provider", "policy", "set", tenant["id"], *grant, *PROVIDER, "--json")
+    assert json.loads(early.stdout)["error"] == "plan_required"
+    plan = provider("policy", "plan", tenant["id"], *grant)
+    assert [one["what"] for one in plan["effects"]] == ["territories"]
+    shown = provider("policy", "apply", tenant["id"], plan["id"], "--yes")
+    assert shown["territories"] == ["CH"]
     assert shown == provider("policy", "show", tenant["id"])
     made = terminal.ask(*place[:-1])
     assert made["state"] == "requested"

@@ -126,6 +126,13 @@ def list_hosts(profile: ProfileName = None, as_json: Json = False) -> None:
         show_rows(client.list_provider_hosts(), columns, as_json=as_json)
 
 
+@host_app.command("show")
+def show_host(host: str, profile: ProfileName = None, as_json: Json = False) -> None:
+    """One host, and how the processes on it are."""
+    with _connect(profile) as client:
+        show_one(client.get_provider_host(host), as_json=as_json)
+
+
 @host_app.command("revoke")
 def revoke_host(
     host: str, yes: Yes = False, profile: ProfileName = None, as_json: Json = False
