@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -97,7 +98,7 @@ class Fuzz:
             ask = limits(given(case=operation.as_strategy())(lambda case: self.call(case)))
             try:
                 ask()
-            except Exception as error:  # noqa: BLE001 - each is told
+            except (Exception, FailureGroup) as error:  # noqa: BLE001 - each is told
                 wrong[operation.label] = f"{type(error).__name__}: {error}"[:2000]
         return wrong
 
