@@ -18,14 +18,18 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 from uuid import UUID
-
-import numpy as np
-import numpy.typing as npt
 
 from host_agent.wire.errors import HoldfastError
 
-Numbers = npt.NDArray[np.int64]
+# numpy is loaded with the first pack: a process that nobody asks for checkpoints stays smaller by
+# some 15 MiB, and there are three on one machine.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.int64]
 
 VERSION = 1
 PACK_MS = 600_000
@@ -75,6 +79,8 @@ def make_columns(
     hosts: tuple[UUID, ...], rows: list[tuple[int, ...]], positions: list[list[int]]
 ) -> Columns:
     """Columns from rows of (expected, taken, flags, response, hold, skew) in the order of time."""
+    import numpy as np
+
     table = np.array(rows, dtype=np.int64).reshape(len(rows), len(NAMES))
     at = np.array(positions, dtype=np.int64).reshape(len(rows), len(hosts))
     plain = {name: table[:, place] for place, name in enumerate(NAMES)}
@@ -95,6 +101,8 @@ def pack(columns: Columns) -> bytes:
 
 def unpack(data: bytes) -> Columns:
     """The checkpoints of a pack; BadPack."""
+    import numpy as np
+
     try:
         version, hosts, count = _HEAD.unpack_from(data)
     except struct.error:
@@ -114,11 +122,15 @@ def unpack(data: bytes) -> Columns:
 
 
 def _write_running(values: Numbers) -> bytes:
+    import numpy as np
+
     first = int(values[0]) if len(values) else 0
     return _FIRST.pack(first) + _write(np.diff(values))
 
 
 def _write(values: Numbers) -> bytes:
+    import numpy as np
+
     if not len(values):
         return _COLUMN.pack(0, 0)
     base = int(values.min())
@@ -143,6 +155,8 @@ class _Reader:
         return part
 
     def column(self, count: int) -> Numbers:
+        import numpy as np
+
         width, base = _COLUMN.unpack(self.take(_COLUMN.size))
         if width not in _WIDTHS:
             raise BadPack(f"A column of a pack has numbers of {width} bytes.")
@@ -154,6 +168,8 @@ class _Reader:
         return values
 
     def running(self, count: int) -> Numbers:
+        import numpy as np
+
         (first,) = _FIRST.unpack(self.take(_FIRST.size))
         steps = self.column(max(0, count - 1))
         with np.errstate(over="ignore"):

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-import numpy as np
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -185,6 +184,8 @@ def _count(condition: _Column[bool]) -> ColumnElement[int]:
 
 def _open(vpg_id: UUID, frame: Frame, row: Any, oldest: datetime | None) -> list[tuple[int, _Sum]]:
     """The sums of a pack's checkpoints, by stretch."""
+    import numpy as np  # as in `packing`: not before it is needed
+
     key = PackKey(vpg_id, milliseconds(row.begins_at))
     pack = unpack(row.packed)
     at = pack.expected + (key.begins_ms - frame.begin_ms)

@@ -143,6 +143,8 @@ class Postgres:
             "shared_buffers": f"{self._settings.shared_buffers_mib}MB",
             "max_connections": str(self._settings.connections_max),
             "huge_pages": "off",
+            # Nothing is replicated from here: a process less.
+            "max_logical_replication_workers": "0",
             "log_min_messages": "warning",
         }
         if not self._settings.is_durable:

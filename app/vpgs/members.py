@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 
 from app.database.sessions import TenantSession
 from app.http.unit import TenantUnit
@@ -18,7 +18,6 @@ from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import Problem
 from app.machines.service import disks_of, pools_of, show_place
 from app.models import Disk, Machine, Tenant, Vpg, VpgDisk
-from app.pools.quotas import check_pools
 from app.tenants.schemas import Plan
 from app.vpgs.assignment import disk_name
 from app.vpgs.quotas import Usage, check_usage
@@ -42,27 +41,28 @@ async def plan_of(unit: TenantUnit) -> Plan:
     return Plan(**tenant.plan)
 
 
+#: What a tenant protects. Made once: putting it together costs more than asking it.
+_USAGE = (
+    select(
+        select(func.count())
+        .where(Vpg.tenant_id == bindparam("tenant_id"), Vpg.lifecycle != Lifecycle.REMOVED)
+        .scalar_subquery(),
+        func.count(VpgDisk.machine_id.distinct()),
+        func.count(),
+        func.coalesce(func.sum(Disk.bytes), 0),
+    )
+    .select_from(VpgDisk)
+    .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
+    .where(VpgDisk.tenant_id == bindparam("tenant_id"))
+)
+
+
 async def check_plan(unit: TenantUnit, plan: Plan) -> None:
     """Problem `quota_exceeded` if what is entered by now is more than the plan allows."""
     await unit.session.orm.flush()
-    tenant_id = unit.session.tenant_id
-    vpgs = select(func.count()).where(
-        Vpg.tenant_id == tenant_id, Vpg.lifecycle != Lifecycle.REMOVED
-    )
-    found = await unit.session.orm.execute(
-        select(
-            vpgs.scalar_subquery(),
-            func.count(VpgDisk.machine_id.distinct()),
-            func.count(),
-            func.coalesce(func.sum(Disk.bytes), 0),
-        )
-        .select_from(VpgDisk)
-        .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
-        .where(VpgDisk.tenant_id == tenant_id)
-    )
+    found = await unit.session.orm.execute(_USAGE, {"tenant_id": unit.session.tenant_id})
     row = found.one()
     check_usage(plan, Usage(row[0], row[1], row[2], int(row[3])))
-    await check_pools(unit.session)
 
 
 async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[Member]:

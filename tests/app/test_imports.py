@@ -13,11 +13,11 @@ _LISTED = "import sys; print(*sorted({name.partition('.')[0] for name in sys.mod
 _NEVER = {
     "app.keys.process": {"sqlalchemy", "fastapi", "celery", "numpy", "typer", "rich", "boto3"},
     "app.embedded.up": {"sqlalchemy", "fastapi", "celery", "numpy", "cryptography", "boto3"},
-    "app.http.process": {"celery", "typer", "rich", "boto3", "alembic", "httpx2"},
+    "app.http.process": {"celery", "typer", "rich", "boto3", "alembic", "httpx2", "numpy"},
     "app.dsm.process": {"celery", "typer", "rich", "boto3", "alembic", "httpx2"},
     "workers.supervisor.command": {"sqlalchemy", "fastapi", "celery", "numpy", "typer", "boto3"},
     "workers.cli.main": {"typer", "rich", "numpy", "sqlalchemy"},
-    "workers.tasks.celery": {"typer", "rich", "alembic", "httpx2"},
+    "workers.tasks.celery": {"typer", "rich", "alembic", "httpx2", "numpy", "boto3"},
 }
 
 

@@ -48,9 +48,16 @@ def run_worker() -> int:
         from workers.tasks.health import WorkerHealth
 
         WorkerHealth().serve(settings.worker_health_listen)
-    # The pool's own children are told what we are by the environment.
-    words = ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    configured(settings).worker_main([*words, f"--loglevel={settings.log_level}"])
+    # Not by Celery's own command line, which loads a terminal's library. A pool's children are
+    # told what we are by the environment.
+    worker = configured(settings).Worker(
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
 
 
 def run_datanode() -> int:
