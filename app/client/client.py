@@ -81,7 +81,8 @@ class Client:
                 f"The root certificate of the profile {profile.name} cannot be read.",
                 hint="Add the profile anew.",
             ) from None
-        headers = {"authorization": f"Bearer {profile.token}"}
+        # Whoever is about to log in has none yet.
+        headers = {"authorization": f"Bearer {profile.token}"} if profile.token else {}
         self._profile = profile
         self._http = httpx2.Client(
             base_url=profile.api,

@@ -44,7 +44,7 @@ async def test_a_foreign_object_takes_as_many_queries_as_an_absent_one(world: Wo
     routes = [one for one in routes_of(world.service) if "{" in one[1]]
     checked = 0
     for route in routes:
-        if route[1].startswith("/v1/provider/"):
+        if route[1].startswith("/v1/provider/") or " ".join(route) in MACHINES:
             continue
         counts = []
         for ids in (world.other_ids, absent(world.own_ids)):
