@@ -7,25 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.http.schemas import Name
+from app.http.schemas import LABEL_KEY
 from app.kit.problems import Problem
-
-LABELS_MAX = 32
-_KEY = r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$"
-
-Labels = Annotated[
-    dict[
-        Annotated[str, StringConstraints(pattern=_KEY)],
-        Annotated[Name, StringConstraints(max_length=63)],
-    ],
-    Field(
-        max_length=LABELS_MAX, description="Pairs to choose objects by.", examples=[{"app": "shop"}]
-    ),
-]
 
 
 def _check(texts: list[str] | None) -> list[str] | None:
@@ -52,7 +39,7 @@ def label_filters(
     filters: list[ColumnElement[bool]] = []
     for text in wanted or ():
         key, equals, value = text.partition("=")
-        if not re.match(_KEY, key) or (equals and not value) or "\0" in value:
+        if not re.match(LABEL_KEY, key) or (equals and not value) or "\0" in value:
             raise Problem("bad_request", "A label is asked for as `key` or `key=value`.")
         filters.append(column.contains({key: value}) if equals else column.has_key(key))
     return filters

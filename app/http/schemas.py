@@ -95,3 +95,15 @@ Name = Annotated[
     AfterValidator(_clean),
 ]
 Text = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_clean)]
+
+LABELS_MAX = 32
+LABEL_KEY = r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$"
+Labels = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=LABEL_KEY)],
+        Annotated[Name, StringConstraints(max_length=63)],
+    ],
+    Field(
+        max_length=LABELS_MAX, description="Pairs to choose objects by.", examples=[{"app": "shop"}]
+    ),
+]

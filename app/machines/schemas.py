@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
 
-from app.http.labels import Labels
-from app.http.schemas import Input, Output
+from app.http.schemas import Input, Labels, Output
 
 MACHINES_MAX = 4096
 DISKS_MAX = 64

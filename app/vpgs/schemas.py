@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
 
-from app.http.labels import Labels
-from app.http.schemas import Input, Name, Output, Text
+from app.http.schemas import Input, Labels, Name, Output, Text
 from app.vpgs.settings import Settings
 from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
 

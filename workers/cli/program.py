@@ -22,7 +22,10 @@ def make_app(first: str = "") -> typer.Typer:
     )
     app.callback()(root)
     alone = {"restore": _add_restore, "datanode": _add_datanode, "up": _add_up}
-    alone.get(first, _add_all)(app)
+    if first in alone:
+        alone[first](app)
+    elif first not in _add_service(app):
+        _add_others(app)
     return app
 
 
@@ -44,20 +47,35 @@ def _add_up(app: typer.Typer) -> None:
     command(app, "up", UpCommandOptions)(up_command)
 
 
-def _add_all(app: typer.Typer) -> None:
-    _add_restore(app)
-    _add_datanode(app)
-    _add_up(app)
-    from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
+def _add_service(app: typer.Typer) -> set[str]:
+    """What asks a running service; the names of it."""
     from workers.cli.control import GROUPS, audit_command, events_command
     from workers.cli.datanodes import GROUPS as DATA_NODES
     from workers.cli.happening import GROUPS as PROTECTION
     from workers.cli.issuer import GROUPS as ISSUER
-    from workers.cli.journal import VerifyOptions, journal_app, verify_command
-    from workers.cli.keys import keys_app
     from workers.cli.login import LoginOptions, accept_command, login_command, logout_command
     from workers.cli.people import GROUPS as PEOPLE
     from workers.cli.provider import GROUPS as PROVIDER
+    from workers.cli.usage import GROUPS as USAGE
+
+    groups = GROUPS | PEOPLE | ISSUER | DATA_NODES | PROTECTION | PROVIDER | USAGE
+    for name, commands in groups.items():
+        app.add_typer(commands, name=name)
+    command(app, "login", LoginOptions)(login_command)
+    app.command("logout")(logout_command)
+    app.command("accept")(accept_command)
+    app.command("events")(events_command)
+    app.command("audit")(audit_command)
+    return {*groups, "login", "logout", "accept", "events", "audit"}
+
+
+def _add_others(app: typer.Typer) -> None:
+    _add_restore(app)
+    _add_datanode(app)
+    _add_up(app)
+    from workers.cli import keeping as _keeping  # noqa: F401  (its commands register themselves)
+    from workers.cli.journal import VerifyOptions, journal_app, verify_command
+    from workers.cli.keys import keys_app
     from workers.cli.services import (
         admin_app,
         api_command,
@@ -65,7 +83,6 @@ def _add_all(app: typer.Typer) -> None:
         setup_command,
         worker_command,
     )
-    from workers.cli.usage import GROUPS as USAGE
 
     app.add_typer(keys_app, name="keys")
     app.add_typer(journal_app, name="journal")
@@ -74,15 +91,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("dsm")(dsm_command)
     app.command("worker")(worker_command)
     app.command("setup")(setup_command)
-    command(app, "login", LoginOptions)(login_command)
-    app.command("logout")(logout_command)
-    app.command("accept")(accept_command)
     app.add_typer(admin_app, name="admin")
-    groups = GROUPS | PEOPLE | ISSUER | DATA_NODES | PROTECTION | PROVIDER | USAGE
-    for name, commands in groups.items():
-        app.add_typer(commands, name=name)
-    app.command("events")(events_command)
-    app.command("audit")(audit_command)
     app.command()(ingest)
 
 
