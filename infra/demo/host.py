@@ -15,7 +15,7 @@ from infra.demo.service import TERRITORY, Service, Tenant
 from infra.demo.shell import Shell
 
 SITE = "Zürich"
-_SECONDS = 90.0
+_SECONDS = 180.0
 
 
 @dataclass

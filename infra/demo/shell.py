@@ -12,7 +12,7 @@ from typing import Any
 from infra.demo.processes import Process, Processes, run, tool, wait_until
 from infra.demo.report import DemoFailed, Report
 
-_SECONDS = 120.0
+_SECONDS = 180.0
 
 
 class Shell:
