@@ -62,7 +62,7 @@ def ask(path: Path, request: dict[str, Any], seconds: float = 120.0) -> dict[str
             reason = "did not answer in time" if isinstance(error, TimeoutError) else "is not there"
             raise AgentNotRunning(
                 f"The agent at {path} {reason}.",
-                hint="Start it: holdfast-agent run --config FILE",
+                hint="Start it: holdfast-agent run, with the same --config or --identity.",
                 retryable=True,
             ) from None
     if answer.pop("ok", False) is not True:
