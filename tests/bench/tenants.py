@@ -21,6 +21,7 @@ from app.checkpoints.identity import milliseconds, moment_of
 from app.checkpoints.merging import PackKey, taken_times
 from app.checkpoints.packing import COMPLETE, PACK_MS, Columns, pack
 from app.checkpoints.state import CODES, CheckpointKind
+from app.identity.privileges import Role
 from app.identity.tokens import make_token
 from app.keys.port import WrappedKey
 from app.kit.ids import Kind, new_uuid, show
@@ -29,6 +30,7 @@ from app.models import (
     ApiKey,
     Base,
     Disk,
+    Grant,
     GroupKeyRecord,
     Host,
     Machine,
@@ -97,14 +99,19 @@ class Filler:
             "plan": Plan(vpgs_max=1_000_000).model_dump(), "created_at": self.now,
         }  # fmt: skip
         key = {
-            **own, "id": token.id, "name": "first", "role": "administrator",
+            **own, "id": token.id, "name": "first",
             "fingerprint": token.fingerprint(self.sealer), "last_used_at": self.now,
+        }  # fmt: skip
+        grant = {
+            "tenant_id": tenant_id, "id": new_uuid(self.now), "api_key_id": token.id,
+            "role": Role.ADMINISTRATOR,
         }  # fmt: skip
         hosts = _hosts(tenant_id)
         rows: list[tuple[type[Base], list[dict[str, Any]]]] = [
             (Tenant, [tenant]),
             (TenantLedger, [{"tenant_id": tenant_id, "audit_hash": bytes(32)}]),
             (ApiKey, [key]),
+            (Grant, [grant]),
             (Host, [self._host(own, host) for host in hosts]),
         ]
         vpgs = tuple(new_uuid(self.now + timedelta(milliseconds=at)) for at in range(groups))
