@@ -15,7 +15,8 @@ from typing import Any
 
 from app.events.hub import EventHub
 from app.keys.port import KeyMissing, KeyRefused, KeyServiceAway
-from app.kit.problems import CATALOGUE
+from app.kit.problems import CATALOGUE, Problem
+from app.kit.transitions import Transitions
 
 _OURS = "app."
 #: The key service is called through its port, which names no function; so is the hub, below.
@@ -49,7 +50,7 @@ def _read(function: FunctionType) -> tuple[frozenset[str], tuple[FunctionType, .
     raised: set[str] = set()
     called: list[FunctionType] = []
     for code in _nested(function.__code__):
-        if "Problem" in code.co_names:
+        if "Problem" in code.co_names or _is_of_problem(function):
             raised |= {text for text in code.co_consts if isinstance(text, str)} & set(CATALOGUE)
         if {"tools", "keys"} <= set(code.co_names):
             raised |= _OF_KEYS
@@ -58,6 +59,12 @@ def _read(function: FunctionType) -> tuple[frozenset[str], tuple[FunctionType, .
         for value in _values(function, code):
             called += _functions(value)
     return frozenset(raised), tuple(called)
+
+
+def _is_of_problem(function: FunctionType) -> bool:
+    """Whether it belongs to a kind of Problem, which names its code without naming Problem."""
+    owner = function.__globals__.get(function.__qualname__.partition(".")[0])
+    return isinstance(owner, type) and issubclass(owner, Problem)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -87,5 +94,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
         yield from (
             unwrap(inner) for inner in vars(value).values() if isinstance(inner, FunctionType)
         )
+    elif isinstance(value, Transitions):
+        yield from _functions(Transitions)
     elif callable(value) and not isinstance(value, type):
         yield from _functions(type(value))

@@ -14,6 +14,7 @@ from app.http.reachable import reachable_codes
 from app.kit.ids import Kind, parse
 from app.kit.problems import CATALOGUE, MEDIA_TYPE
 from app.sites import endpoints
+from app.vpgs import endpoints as vpgs
 from tests.app.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -137,6 +138,9 @@ async def test_every_problem_of_the_description_is_of_the_catalogue(service: Ser
 def test_codes_are_found_through_calls() -> None:
     assert "in_use" in reachable_codes(endpoints.delete_site)
     assert "in_use" not in reachable_codes(endpoints.list_sites)
+    assert "illegal_transition" in reachable_codes(vpgs.force_sync_vpg)
+    assert "illegal_transition" in reachable_codes(vpgs.pause_vpg)
+    assert "illegal_transition" not in reachable_codes(endpoints.list_sites)
 
 
 @pytest.mark.parametrize("path", ["/v1/sites", "/v1/provider/tenants", "/v1/login"])
