@@ -57,8 +57,9 @@ from host_agent.wire.names import Identity
 _log = logging.getLogger("holdfast.agent")
 
 STATE = "state"
-#: How often machines and disks are looked for.
-_INVENTORY_SECONDS = 60.0
+#: How often machines and disks are looked for: whoever made one waits for it in the lists. Only
+#: what has changed is sent.
+_INVENTORY_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 10.0
 _KEYS_SECONDS = 5.0
 _RESTART_SECONDS = 5.0
