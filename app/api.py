@@ -33,6 +33,7 @@ from app.keys.endpoints import router as keys
 from app.kit.problems import CATALOGUE
 from app.machines.endpoints import router as machines
 from app.models.hosts import HostState
+from app.models.tenants import TenantState
 from app.oidc.endpoints import beginning, redeeming, returning
 from app.oidc.endpoints import router as issuer
 from app.operations.endpoints import router as operations
@@ -107,6 +108,7 @@ ENUMS: tuple[type[StrEnum], ...] = (
     CheckpointState,
     Level,
     HostState,
+    TenantState,
     PlacementState,
     Role,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -35,7 +35,7 @@ from app.keys.schemas import RecoveryKeyInput, RecoveryKeyOutput
 from app.operations.schemas import OperationOutput
 from app.restores.schemas import RestoreInput
 from app.sites.schemas import SiteInput, SiteOutput
-from app.tenants.schemas import TenantCreated, TenantInput, TenantOutput
+from app.tenants.schemas import Plan, StandingInput, TenantCreated, TenantInput, TenantOutput
 from app.usage.schemas import TenantsUsageOutput, UsageOutput
 from host_agent.wire.errors import HoldfastError
 
@@ -112,6 +112,29 @@ class Client:
     def list_tenants(self) -> Iterator[TenantOutput]:
         """For the provider's staff: all of them, page by page."""
         return self._pages("/v1/provider/tenants", TenantOutput)
+
+    def get_provider_tenant(self, tenant_id: str) -> TenantOutput:
+        """For the provider's staff: one of them."""
+        return self._send("GET", f"/v1/provider/tenants/{tenant_id}", TenantOutput)
+
+    def change_plan(self, tenant_id: str, change: Callable[[Plan], Plan]) -> TenantOutput:
+        """For the provider's staff: a tenant's plan, changed from what it is now."""
+        path = f"/v1/provider/tenants/{tenant_id}"
+        now = self._call("GET", path)
+        wanted = change(TenantOutput.model_validate_json(now.content).plan)
+        headers = {"if-match": now.headers["etag"]}
+        answer = self._call("PUT", f"{path}/plan", wanted, headers=headers)
+        return TenantOutput.model_validate_json(answer.content)
+
+    def suspend_tenant(self, tenant_id: str, reason: str) -> TenantOutput:
+        """For the provider's staff: nobody of it gets in; replication goes on."""
+        path = f"/v1/provider/tenants/{tenant_id}:suspend"
+        return self._send("POST", path, TenantOutput, StandingInput(reason=reason))
+
+    def resume_tenant(self, tenant_id: str, reason: str) -> TenantOutput:
+        """For the provider's staff: the end of a suspension."""
+        path = f"/v1/provider/tenants/{tenant_id}:resume"
+        return self._send("POST", path, TenantOutput, StandingInput(reason=reason))
 
     def get_tenant(self) -> TenantOutput:
         """The caller's own."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
 from app.http.schemas import Input, Name, Output, Page
 from app.sites.schemas import Territory
@@ -44,6 +45,16 @@ class TenantInput(Input):
 
     name: Name
     plan: Plan = Plan()
+
+
+class StandingInput(Input):
+    """Why a tenant is suspended, or let in again."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"reason": "The contract has ended."}})
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = Field(
+        description="Kept in the tenant's audit log and in the provider's."
+    )
 
 
 class TenantOutput(Output):

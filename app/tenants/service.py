@@ -88,14 +88,20 @@ async def list_tenants(
     return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
 
 
-async def get_tenant(session: ProviderSession, text: str) -> Tenant:
-    """A tenant that works; Problems `not_found`, `illegal_transition`."""
+async def find_tenant(session: ProviderSession, text: str) -> Tenant:
+    """A tenant in any state; Problem `not_found`."""
     try:
         tenant = await session.orm.get(Tenant, parse(Kind.TENANT, text))
     except BadId:
         raise not_found() from None
     if tenant is None or tenant.id == PROVIDER_ID:
         raise not_found()
+    return tenant
+
+
+async def get_tenant(session: ProviderSession, text: str) -> Tenant:
+    """A tenant that works; Problems `not_found`, `illegal_transition`."""
+    tenant = await find_tenant(session, text)
     if tenant.state != TenantState.ACTIVE:
         raise Problem("illegal_transition", f"The tenant is {tenant.state}.")
     return tenant

@@ -66,3 +66,19 @@ def test_from_a_site_to_a_placed_tenant(terminal: Terminal, tmp_path: Path) -> N
     assert gone["state"] == "withdrawing"
     narrower = terminal.run("provider", "policy", "set", tenant["id"], *PROVIDER, "--json")
     assert json.loads(narrower.stdout)["error"] == "plan_required"
+
+
+def test_a_tenant_s_terms_change(terminal: Terminal) -> None:
+    made = terminal.ask("tenant", "create", "Initech", *PROVIDER)
+    terminal.add_profile("initech", made["token"])
+    words = ("provider", "tenant", "plan", made["id"], "--set", "vpgs_max=3")
+    changed = terminal.ask(*words, "--set", "protected_bytes_max=1000000", *PROVIDER)
+    assert (changed["plan"]["vpgs_max"], changed["plan"]["disks_max"]) == (3, 100)
+    assert changed == terminal.ask("provider", "tenant", "show", made["id"], *PROVIDER)
+    wrong = terminal.run(*words[:-1], "vpgs=3", *PROVIDER, "--json")
+    assert (wrong.returncode, json.loads(wrong.stdout)["error"]) == (1, "bad_word")
+    why = ("--reason", "an unpaid bill", *PROVIDER)
+    terminal.ask("provider", "tenant", "suspend", made["id"], "--yes", *why)
+    assert terminal.run("vpg", "list", "--profile", "initech", "--json").returncode == 1
+    assert terminal.ask("provider", "tenant", "resume", made["id"], *why)["state"] == "active"
+    assert terminal.ask("vpg", "list", "--profile", "initech")["items"] == []

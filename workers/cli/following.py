@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,11 +13,18 @@ from workers.cli.control import show_one
 from workers.cli.output import print_json
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from app.client.protection import Protection
     from app.operations.schemas import OperationOutput
     from app.vpgs.settings import Settings
 
+M = TypeVar("M", bound="BaseModel")
 WATCH_SECONDS = 1.0
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting, NAME=VALUE; may be given several times."),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on until it is over or interrupted.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for its end.")]
 VpgName = Annotated[str, typer.Argument(help="The group's name or identifier.", metavar="GROUP")]
@@ -93,20 +100,25 @@ def labels_of(texts: list[str] | None) -> dict[str, str]:
 
 
 def settings_of(base: dict[str, Any], texts: list[str] | None) -> Settings:
-    """Settings with some of them changed, from NAME=VALUE words; BadWord."""
-    from pydantic import ValidationError
-
+    """Settings of a group with some of them changed, from NAME=VALUE words; BadWord."""
     from app.vpgs.settings import Settings
+
+    return changed_by(Settings, base, texts)
+
+
+def changed_by(model: type[M], base: dict[str, Any], texts: list[str] | None) -> M:
+    """Any model's fields with some of them changed, from NAME=VALUE words; BadWord."""
+    from pydantic import ValidationError
 
     changed = dict(base)
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not equals or name not in Settings.model_fields:
-            names = ", ".join(Settings.model_fields)
+        if not equals or name not in model.model_fields:
+            names = ", ".join(model.model_fields)
             raise BadWord(f"{text} is not NAME=VALUE.", hint=f"The names are: {names}.")
         changed[name] = None if value in ("", "none") else value
     try:
-        return Settings(**changed)
+        return model(**changed)
     except ValidationError as error:
         wrong = error.errors()[0]
         raise BadWord(

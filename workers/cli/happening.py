@@ -12,6 +12,7 @@ import typer
 
 from workers.cli.control import Json, ProfileName, Yes, show_one, show_rows
 from workers.cli.following import (
+    Set,
     VpgName,
     Wait,
     Watch,
@@ -23,7 +24,7 @@ from workers.cli.following import (
     watched,
 )
 from workers.cli.options import OutputOptions, command
-from workers.cli.protection import Set, machine_app, vpg_app
+from workers.cli.protection import machine_app, vpg_app
 
 if TYPE_CHECKING:
     from app.operations.schemas import OperationOutput

@@ -11,6 +11,7 @@ import typer
 from workers.cli.control import Json, ProfileName, Yes, show_one, show_rows
 from workers.cli.following import (
     Label,
+    Set,
     VpgName,
     Wait,
     Watch,
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 vpg_app = typer.Typer(help="Groups: machines that are recovered together.", no_args_is_help=True)
 machine_app = typer.Typer(help="Machines that hosts have.", no_args_is_help=True)
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting, NAME=VALUE; may be given several times."),
-]
 Machines = Annotated[
     list[str] | None,
     typer.Option("--machine", help="A machine's name or identifier; may be given several times."),

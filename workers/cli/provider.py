@@ -21,6 +21,7 @@ from workers.cli.control import (
     show_secret,
 )
 from workers.cli.datanodes import ProviderOptions
+from workers.cli.following import Set, changed_by
 from workers.cli.options import command
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ pool_app = typer.Typer(help="Pools of the provider's hosts.", no_args_is_help=Tr
 host_app = typer.Typer(help="Hosts of the provider's.", no_args_is_help=True)
 policy_app = typer.Typer(help="What a tenant may use.", no_args_is_help=True)
 placement_app = typer.Typer(help="Tenants on the provider's hosts.", no_args_is_help=True)
+tenant_app = typer.Typer(help="On what terms a tenant is served.", no_args_is_help=True)
 for _name, _group in {
     "site": site_app,
     "pool": pool_app,
     "host": host_app,
     "policy": policy_app,
     "placement": placement_app,
+    "tenant": tenant_app,
 }.items():
     provider_app.add_typer(_group, name=_name)
 tenant_pool_app = typer.Typer(help="The provider's pools, as a tenant.", no_args_is_help=True)
@@ -52,6 +55,55 @@ def _connect(profile: str | None) -> Rights:
     from app.client.rights import Rights
 
     return Rights(Profiles().get(profile))
+
+
+# --- tenants
+
+Reason = Annotated[str, typer.Option(help="Kept in the tenant's audit log and in yours.")]
+
+
+@tenant_app.command("show")
+def show_tenant(tenant: str, profile: ProfileName = None, as_json: Json = False) -> None:
+    """Its state and its plan."""
+    with _connect(profile) as client:
+        show_one(client.get_provider_tenant(tenant), as_json=as_json)
+
+
+@tenant_app.command("plan")
+def change_plan(
+    tenant: str, settings: Set = None, profile: ProfileName = None, as_json: Json = False
+) -> None:
+    """Change what a tenant may use. What it has beyond a lower limit stays protected."""
+    from app.tenants.schemas import Plan
+
+    def change(now: Plan) -> Plan:
+        return changed_by(Plan, now.model_dump(), settings)
+
+    with _connect(profile) as client:
+        show_one(client.change_plan(tenant, change), as_json=as_json)
+
+
+@tenant_app.command("suspend")
+def suspend_tenant(
+    tenant: str,
+    reason: Reason,
+    yes: Yes = False,
+    profile: ProfileName = None,
+    as_json: Json = False,
+) -> None:
+    """Let nobody of a tenant in. Replication goes on, and nothing is deleted."""
+    go_on(f"Suspend {tenant}? Its people, keys and hosts get no answer until `resume`.", yes=yes)
+    with _connect(profile) as client:
+        show_one(client.suspend_tenant(tenant, reason), as_json=as_json)
+
+
+@tenant_app.command("resume")
+def resume_tenant(
+    tenant: str, reason: Reason, profile: ProfileName = None, as_json: Json = False
+) -> None:
+    """The end of a suspension."""
+    with _connect(profile) as client:
+        show_one(client.resume_tenant(tenant, reason), as_json=as_json)
 
 
 # --- sites, pools, hosts
