@@ -14,6 +14,10 @@ from app.models.base import Base
 #: The provider's own scope: its sites, pools and hosts are rows like a tenant's, with a manager and
 #: an authority of their own. Nobody logs in there, and it protects nothing.
 PROVIDER_ID = UUID(int=1)
+#: How a request locks its tenant's row, FOR NO KEY UPDATE. What it entered before, as its
+#: Idempotency-Key, holds a share of that row's key: FOR UPDATE would have two such requests wait
+#: for each other, until the database ends one.
+TENANT_LOCK = {"key_share": True}
 
 
 class TenantState(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,21 @@ async def test_a_group_tells_its_host_what_to_do_until_it_ends(service: Service)
     await place.tell(vpg["id"], Sync.IN_SYNC)
     assert (await place.get(vpg["id"]))["lifecycle"] == "protecting"
     assert {kind for kind, _ in await place.commands()} == {"assign"}
+
+
+async def test_groups_of_one_tenant_are_made_at_once_each_under_its_key(service: Service) -> None:
+    tenant = await service.make_tenant(plan={"vpgs_max": 12})
+    await tenant.get("/v1/vpgs")  # the credential's first use is written down, one by one
+
+    async def make(number: int) -> int:
+        headers = {"idempotency-key": f"make-{number}"}
+        answer = await tenant.post("/v1/vpgs", {"name": f"group {number}"}, headers=headers)
+        return answer.status_code
+
+    answers = await asyncio.gather(*(make(number) for number in range(14)))
+    assert sorted(answers) == [201] * 12 + [409] * 2
+    listed = (await tenant.get("/v1/vpgs")).json()["items"]
+    assert len({group["name"] for group in listed}) == len(listed) == 12
 
 
 async def test_a_group_is_removed_when_its_host_has_heard_and_its_name_is_free(
