@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import Table, and_, bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
@@ -23,6 +24,33 @@ from app.models import IdempotencyRecord
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _KEPT_HEADERS = ("content-type", "location", "etag")
 MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+#: Made once: putting a statement together costs as much as sending it.
+_TABLE = cast("Table", IdempotencyRecord.__table__)
+_IS = and_(
+    _TABLE.c.tenant_id == bindparam("of_tenant"),
+    _TABLE.c.principal_id == bindparam("of_principal"),
+    _TABLE.c.key == bindparam("of_key"),
+)
+_ENTER = (
+    insert(_TABLE)
+    .values(
+        tenant_id=bindparam("of_tenant"),
+        principal_id=bindparam("of_principal"),
+        key=bindparam("of_key"),
+        request_hash=bindparam("of_request"),
+        created_at=bindparam("of_time"),
+    )
+    .on_conflict_do_nothing()
+    .returning(_TABLE.c.key)
+)
+_FIRST = select(IdempotencyRecord).where(_IS)
+_KEEP = (
+    update(_TABLE)
+    .where(_IS)
+    .values(
+        status=bindparam("of_status"), headers=bindparam("of_headers"), body=bindparam("of_body")
+    )
+)
 
 
 def key_of(request: Request) -> str | None:
@@ -43,16 +71,9 @@ async def request_hash(request: Request) -> bytes:
 
 async def begin(unit: TenantUnit, key: str, wanted: bytes) -> Response | None:
     """Enter the key; the first answer if there was one. Problem for another request's key."""
-    table = IdempotencyRecord
-    entry = insert(table).values(
-        tenant_id=unit.session.tenant_id,
-        principal_id=unit.principal.id,
-        key=key,
-        request_hash=wanted,
-        created_at=unit.now,
-    )
+    entry = {"of_request": wanted, "of_time": unit.now, **_named(unit, key)}
     try:
-        found = await unit.session.orm.execute(entry.on_conflict_do_nothing().returning(table.key))
+        found = await unit.session.orm.execute(_ENTER, entry)
     except OperationalError:
         raise Problem("request_in_progress", hint="Wait for the first answer.") from None
     if found.first() is not None:
@@ -61,18 +82,12 @@ async def begin(unit: TenantUnit, key: str, wanted: bytes) -> Response | None:
 
 
 async def _record(unit: TenantUnit, key: str) -> IdempotencyRecord:
-    table = IdempotencyRecord
-    found = await unit.session.orm.scalars(select(table).where(*_is(unit, key)))
+    found = await unit.session.orm.scalars(_FIRST, _named(unit, key))
     return found.one()
 
 
-def _is(unit: TenantUnit, key: str) -> tuple[ColumnElement[bool], ...]:
-    table = IdempotencyRecord
-    return (
-        table.tenant_id == unit.session.tenant_id,
-        table.principal_id == unit.principal.id,
-        table.key == key,
-    )
+def _named(unit: TenantUnit, key: str) -> dict[str, Any]:
+    return {"of_tenant": unit.session.tenant_id, "of_principal": unit.principal.id, "of_key": key}
 
 
 def _replay(record: IdempotencyRecord, wanted: bytes) -> Response:
@@ -97,8 +112,5 @@ async def finish(unit: TenantUnit, key: str, response: Response) -> None:
     if unit.shows_secret is not None:
         kept["subject"] = unit.shows_secret
     body = None if unit.shows_secret is not None else bytes(response.body)
-    await unit.session.orm.execute(
-        update(IdempotencyRecord)
-        .where(*_is(unit, key))
-        .values(status=response.status_code, headers=kept, body=body)
-    )
+    answer = {"of_status": response.status_code, "of_headers": kept, "of_body": body}
+    await unit.session.orm.execute(_KEEP, answer | _named(unit, key))

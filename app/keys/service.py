@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from app.database.sessions import TenantSession
 from app.events.ledger import Happening
@@ -19,21 +19,30 @@ from app.models import GroupKeyRecord, Tenant
 from app.users.service import step_up
 from host_agent.wire.keyrequest import DataKeyAnswer, DataKeyRequest
 
+#: The wrapped key of any of the tenant's groups: it names the tenant key that is used.
+ANY_WRAPPED = (
+    select(GroupKeyRecord.wrapped)
+    .where(
+        GroupKeyRecord.tenant_id == bindparam("tenant_id"),
+        GroupKeyRecord.wrapped.is_not(None),
+    )
+    .limit(1)
+)
 
-async def new_group_key(unit: TenantUnit, vpg_id: UUID) -> None:
-    """Make a new group's key and keep it wrapped, in the request's transaction; Problem."""
+
+async def make_group_key(unit: TenantUnit, vpg_id: UUID, known: str | None) -> WrappedKey:
+    """A new group's key, wrapped, for the caller to enter; Problem. One that is never entered opens
+    nothing. `known` is what ANY_WRAPPED finds.
+    """
     session, keys = unit.session, unit.tools.keys
     tenant, vpg = show(Kind.TENANT, session.tenant_id), show(Kind.VPG, vpg_id)
-    wrapped = await keys.new_group_key(tenant, vpg, await _tenant_key_id(session, keys))
-    row = GroupKeyRecord(
-        tenant_id=session.tenant_id,
-        vpg_id=vpg_id,
-        wrapped=wrapped.dump(),
-        created_at=unit.now,
-        destroyed_at=None,
-    )
-    session.orm.add(row)
-    unit.note("keys.group_key_made", vpg, key_id=wrapped.id, tenant_key_id=wrapped.tenant_key_id)
+    return await keys.new_group_key(tenant, vpg, await _tenant_key_id(session, keys, known))
+
+
+def note_group_key(unit: TenantUnit, made: WrappedKey) -> None:
+    """It was entered."""
+    ids = {"key_id": made.id, "tenant_key_id": made.tenant_key_id}
+    unit.note("keys.group_key_made", made.vpg, **ids)
 
 
 async def wrapped_group_key(session: TenantSession, vpg_id: UUID) -> WrappedKey:
@@ -88,21 +97,17 @@ async def export_recovery_key(unit: TenantUnit, wanted: RecoveryKeyInput) -> byt
             hint="Whoever has this key can read everything: type the tenant's name to confirm.",
         )
     await step_up(unit, wanted.code)
-    key_id, shown = await _tenant_key_id(session, keys), show(Kind.TENANT, session.tenant_id)
+    known = await session.orm.scalar(ANY_WRAPPED, {"tenant_id": session.tenant_id})
+    key_id = await _tenant_key_id(session, keys, known)
+    shown = show(Kind.TENANT, session.tenant_id)
     reason = f"{unit.principal.actor}: {wanted.reason}"
     sealed = await keys.export_tenant_key(shown, Recipient(wanted.public_key, reason))
     unit.note("keys.recovery_key_exported", shown, key_id=key_id, reason=wanted.reason)
     return sealed
 
 
-async def _tenant_key_id(session: TenantSession, keys: KeyService) -> str:
+async def _tenant_key_id(session: TenantSession, keys: KeyService, known: str | None) -> str:
     """The tenant key that is used. One that is lost is never silently replaced by another."""
-    found = await session.orm.scalars(
-        select(GroupKeyRecord.wrapped)
-        .where(GroupKeyRecord.tenant_id == session.tenant_id, GroupKeyRecord.wrapped.is_not(None))
-        .limit(1)
-    )
-    wrapped = found.one_or_none()
-    if wrapped is not None:
-        return WrappedKey.parse(wrapped).tenant_key_id
+    if known is not None:
+        return WrappedKey.parse(known).tenant_key_id
     return await keys.make_tenant_key(show(Kind.TENANT, session.tenant_id))

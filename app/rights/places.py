@@ -55,12 +55,10 @@ async def stores_of(session: TenantSession) -> list[tuple[str, str]]:
     return [(row.name, row.territory) for row in found]
 
 
-async def check_store(session: TenantSession) -> None:
-    """Problem `jurisdiction` if the deployment has stores and none of them may hold the journals.
-    Two queries.
+def check_stores(permitted: Sequence[str] | None, stores: Sequence[tuple[str, str]]) -> None:
+    """Problem `jurisdiction` if the deployment has stores, (name, territory) by their age, and none
+    of them may hold the journals.
     """
-    stores = await stores_of(session)
-    permitted = await permitted_of(session)
     if stores and choose_store(permitted, stores) is None:
         name, territory = stores[0]
         check_may_hold(permitted, territory, f"the journal store {name}")

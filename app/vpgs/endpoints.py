@@ -15,12 +15,11 @@ from app.http.routing import requires, tenant_router
 from app.http.schemas import Page
 from app.http.unit import TenantUnit, tenant_unit
 from app.identity.privileges import Privilege
-from app.kit.ids import Kind, show
 from app.kit.problems import MEDIA_TYPE, Problem, not_found
 from app.models import Vpg
 from app.operations.schemas import OperationOutput
 from app.operations.service import show_operation
-from app.vpgs import planning, service
+from app.vpgs import making, planning, service
 from app.vpgs.filters import vpg_filters
 from app.vpgs.members import show_members
 from app.vpgs.planning_schemas import ApplyInput, ConfirmInput, PlanInput, PlanOutput
@@ -44,6 +43,13 @@ _ACCEPTED = status.HTTP_202_ACCEPTED
 
 async def _show(unit: TenantUnit, vpg: Vpg, response: Response) -> VpgOutput:
     shown = await show_now(unit, vpg)
+    put_etag(response, vpg.version)
+    return shown
+
+
+async def _create(unit: TenantUnit, wanted: VpgInput, response: Response) -> VpgOutput:
+    vpg, shown = await making.create_vpg(unit, wanted)
+    response.headers["location"] = f"/v1/vpgs/{shown.id}"
     put_etag(response, vpg.version)
     return shown
 
@@ -73,9 +79,7 @@ async def list_vpgs(
 )
 async def create_vpg(unit: Unit, wanted: VpgInput, response: Response) -> VpgOutput:
     """A new group, with its machines if they are named: their hosts begin at once."""
-    vpg = await service.create_vpg(unit, wanted)
-    response.headers["location"] = f"/v1/vpgs/{show(Kind.VPG, vpg.id)}"
-    return await _show(unit, vpg, response)
+    return await _create(unit, wanted, response)
 
 
 @router.get("/vpgs/{vpg_id}", dependencies=_READ, summary="Get a group")
@@ -116,10 +120,8 @@ async def put_vpg_by_name(
     if vpg is None:
         if "if-match" in request.headers:
             raise not_found()
-        vpg = await service.create_vpg(unit, _named(wanted, vpg_name))
         response.status_code = status.HTTP_201_CREATED
-        response.headers["location"] = f"/v1/vpgs/{show(Kind.VPG, vpg.id)}"
-        return await _show(unit, vpg, response)
+        return await _create(unit, _named(wanted, vpg_name), response)
     check_etag(request, vpg.version)
     await service.replace_whole(unit, vpg, wanted)
     return await _show(unit, vpg, response)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import Row, bindparam, delete, func, select
 
 from app.database.sessions import TenantSession
 from app.http.unit import TenantUnit
@@ -43,7 +44,7 @@ async def plan_of(unit: TenantUnit) -> Plan:
 
 
 #: What a tenant protects. Made once: putting it together costs more than asking it.
-_USAGE = (
+USAGE = (
     select(
         select(func.count())
         .where(Vpg.tenant_id == bindparam("tenant_id"), Vpg.lifecycle != Lifecycle.REMOVED)
@@ -61,9 +62,14 @@ _USAGE = (
 async def check_plan(unit: TenantUnit, plan: Plan) -> None:
     """Problem `quota_exceeded` if what is entered by now is more than the plan allows."""
     await unit.session.orm.flush()
-    found = await unit.session.orm.execute(_USAGE, {"tenant_id": unit.session.tenant_id})
-    row = found.one()
-    check_usage(plan, Usage(row[0], row[1], row[2], int(row[3])))
+    found = await unit.session.orm.execute(USAGE, {"tenant_id": unit.session.tenant_id})
+    check_usage(plan, usage_of(found.one()))
+
+
+def usage_of(row: Row[int, int, int, Decimal]) -> Usage:
+    """What USAGE found."""
+    vpgs, machines, disks, size = row
+    return Usage(vpgs, machines, disks, int(size))
 
 
 async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[Member]:

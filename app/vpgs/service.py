@@ -19,15 +19,14 @@ from app.http.lookup import find
 from app.http.unit import TenantUnit
 from app.identity.privileges import Privilege
 from app.identity.scopes import Place
-from app.keys.service import new_group_key
-from app.kit.ids import BadId, Kind, new_uuid, parse, show
+from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import Problem, not_found
 from app.kit.transitions import IllegalTransition
 from app.models import Disk, Operation, Site, Vpg, VpgDisk, VpgStatus
 from app.operations.service import Wanted as WantedOperation
 from app.operations.service import open_operation
 from app.profiles.service import get_profile
-from app.rights.places import check_store, permitted_of
+from app.rights.places import permitted_of
 from app.rights.territory import check_may_hold
 from app.rights.violations import review
 from app.sites.service import get_site
@@ -43,7 +42,6 @@ from app.vpgs.schemas import (
     MemberInput,
     VpgBody,
     VpgChange,
-    VpgInput,
     VpgWhole,
 )
 from app.vpgs.settings import Settings
@@ -52,9 +50,6 @@ from app.vpgs.state import (
     LIFECYCLE,
     Lifecycle,
     LifecycleEvent,
-    Link,
-    Recovery,
-    Sync,
 )
 
 FORCE_SYNC = "vpg.force_sync"
@@ -109,46 +104,6 @@ async def find_by_name(unit: TenantUnit, name: str) -> Vpg | None:
     return vpg
 
 
-async def create_vpg(unit: TenantUnit, wanted: VpgInput) -> Vpg:
-    """Make a group with its members; Problems `name_taken`, `quota_exceeded`, `disk_protected`,
-    `settings_refused`, `invalid_fields`, `jurisdiction`.
-    """
-    plan = await plan_of(unit)
-    values = await resolve(unit, wanted)
-    unit.require_at(values["protected_site_id"])
-    vpg = Vpg(
-        tenant_id=unit.session.tenant_id,
-        id=new_uuid(unit.now),
-        created_at=unit.now,
-        version=1,
-        name=wanted.name,
-        lifecycle=Lifecycle.DRAFT,
-        recovery=Recovery.NONE,
-        **values,
-    )
-    _check_settings(plan, vpg)
-    await check_store(unit.session)
-    unit.session.orm.add(vpg)
-    await _flush(unit, wanted.name)
-    unit.session.orm.add(_new_status(vpg))
-    unit.note("vpgs.created", show(Kind.VPG, vpg.id), name=vpg.name)
-    if wanted.machines:
-        await _fill(unit, vpg, wanted.machines)
-    await check_plan(unit, plan)
-    await new_group_key(unit, vpg.id)
-    return vpg
-
-
-def _new_status(vpg: Vpg) -> VpgStatus:
-    return VpgStatus(
-        tenant_id=vpg.tenant_id,
-        vpg_id=vpg.id,
-        sync=Sync.NONE,
-        link=Link.DISCONNECTED,
-        backlog_bytes=0,
-    )
-
-
 async def resolve(unit: TenantUnit, wanted: VpgBody, vpg: Vpg | None = None) -> dict[str, Any]:
     """The columns of a group's settings; Problem `not_found` for what they name in vain. What the
     group that is changed names already stays, whether the caller sees it or not.
@@ -190,7 +145,8 @@ async def _site(unit: TenantUnit, text: str | None, before: UUID | None) -> UUID
     return (await choose_site(unit, text)).id
 
 
-def _check_settings(plan: Plan, vpg: Vpg) -> None:
+def check_settings(plan: Plan, vpg: Vpg) -> None:
+    """Problem `settings_refused` for what the plan does not allow."""
     check_rpo(plan, vpg.settings["rpo_seconds"], vpg.settings["checkpoint_seconds"])
 
 
@@ -267,7 +223,7 @@ async def change_vpg(unit: TenantUnit, vpg: Vpg, values: dict[str, Any]) -> None
         return
     for name, value in values.items():
         setattr(vpg, name, value)
-    _check_settings(await plan_of(unit), vpg)
+    check_settings(await plan_of(unit), vpg)
     vpg.version += 1
     await _flush(unit, vpg.name)
     if before.get("name", vpg.name) != vpg.name or _is_told(before, values):
@@ -296,11 +252,12 @@ async def add_machines(unit: TenantUnit, vpg: Vpg, wanted: Sequence[MemberInput]
     """Machines come into a group; Problems as `create_vpg`. Those inside already change nothing."""
     check_changeable(vpg)
     plan = await plan_of(unit)
-    await _fill(unit, vpg, wanted)
+    await fill(unit, vpg, wanted)
     await check_plan(unit, plan)
 
 
-async def _fill(unit: TenantUnit, vpg: Vpg, wanted: Sequence[MemberInput]) -> None:
+async def fill(unit: TenantUnit, vpg: Vpg, wanted: Sequence[MemberInput]) -> None:
+    """Enter machines and tell their hosts; whether the plan allows it is checked by the caller."""
     members = await find_members(unit, wanted)
     hosts = await add_members(unit, vpg, members)
     if not hosts:
@@ -429,4 +386,9 @@ async def _flush(unit: TenantUnit, name: str) -> None:
     try:
         await unit.session.orm.flush()
     except IntegrityError:
-        raise Problem("name_taken", f"There is a group named {name} already.") from None
+        raise name_taken(name) from None
+
+
+def name_taken(name: str) -> Problem:
+    """Two groups that are not removed never have the same name."""
+    return Problem("name_taken", f"There is a group named {name} already.")

@@ -29,7 +29,7 @@ from app.vpgs.state import (
 )
 
 #: A group, what is known of it, its machines, its disks and their bytes.
-Known = Row[Vpg, VpgStatus, int, int, Decimal]
+Known = Row[Vpg, VpgStatus, int, int, Decimal] | tuple[Vpg, VpgStatus, int, int, Decimal]
 
 _SIZES = (
     select(
@@ -75,6 +75,11 @@ async def show_now(unit: TenantUnit, vpg: Vpg) -> VpgOutput:
     await unit.session.orm.flush()
     wanted = shown_vpgs(unit.session.tenant_id).where(Vpg.id == vpg.id)
     return show_vpg((await unit.session.orm.execute(wanted)).one(), unit.now)
+
+
+def show_new(vpg: Vpg, status: VpgStatus, now: datetime) -> VpgOutput:
+    """A group that this request has made, with no machine in it, as the API shows it."""
+    return show_vpg((vpg, status, 0, 0, Decimal(0)), now)
 
 
 def facts_of(status: VpgStatus) -> Facts:
