@@ -49,6 +49,10 @@ class ProviderSession:
         """As TenantSession's."""
         await self.orm.commit()
 
+    async def undo(self) -> None:
+        """Undo what was not committed. The next statement begins another transaction."""
+        await self.orm.rollback()
+
 
 @dataclass(frozen=True)
 class SystemSession:

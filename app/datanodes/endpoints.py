@@ -63,6 +63,7 @@ def _show_store(store: JournalStore) -> JournalStoreOutput:
 
 
 def _show_join(unit: ProviderUnit, node: DataNode, token: Token) -> DataNodeJoin:
+    unit.shows_secret = show(Kind.DATA_NODE, node.id)
     return DataNodeJoin(
         **_show(node).model_dump(),
         token=join_text(token, unit.tools.root.fingerprint),

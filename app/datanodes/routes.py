@@ -16,6 +16,8 @@ from app.identity.tokens import Token
 class NodeJoinRoute(ProviderRoute):
     """Whoever comes in holds a join token, which is used up by it."""
 
+    takes_key = False
+
     def credential(self, request: Request) -> Token:
         token = parse_join(bearer_of(request))
         if token is None:

@@ -68,6 +68,7 @@ def _show_act(act: ProviderAct) -> ProviderActOutput:
 async def enter_tenant(unit: OfProvider, tenant_id: str, wanted: EnterInput) -> EntryCreated:
     """For at most an hour, and only to read. The tenant sees it with its reason, and can end it."""
     entry, token = await service.enter_tenant(unit, tenant_id, wanted)
+    unit.shows_secret = show(Kind.PROVIDER_ENTRY, entry.id)
     return EntryCreated(**_show(entry).model_dump(), token=token.text)
 
 

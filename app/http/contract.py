@@ -101,7 +101,7 @@ def _describe(
     for parameter in operation.get("parameters", ()):
         parameter["example"] = example_of(parameter["schema"], schemas, parameter["name"])
         parameter.setdefault("description", _path_text(parameter["name"]))
-    if method in MUTATING and isinstance(route, TenantRoute):
+    if _takes_key(route, method):
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
     if route is not None and mentions(route.endpoint, "check_etag"):
         operation.setdefault("parameters", []).append(_IF_MATCH)
@@ -114,6 +114,12 @@ def _describe(
     operation["responses"] = {
         status: answer for status, answer in operation["responses"].items() if status[0] in "23"
     }
+
+
+def _takes_key(route: APIRoute | None, method: str) -> bool:
+    if isinstance(route, ProviderRoute):
+        return method in MUTATING and route.takes_key
+    return method in MUTATING and isinstance(route, TenantRoute)
 
 
 def _security(route: APIRoute | None) -> list[dict[str, list[str]]]:
@@ -141,8 +147,9 @@ def _codes(operation: dict[str, Any], method: str, route: APIRoute | None) -> se
         codes.add("invalid_fields")
     if any(parameter["in"] == "path" for parameter in parameters):
         codes.add("not_found")
-    if isinstance(route, TenantRoute) and method in MUTATING:
+    if _takes_key(route, method):
         codes |= {"request_in_progress", "idempotency_key_reused"}
+        codes |= {"outcome_unknown"} if isinstance(route, ProviderRoute) else set()
         if mentions(route.endpoint, "shows_secret"):
             codes.add("secret_already_shown")
     return codes

@@ -17,9 +17,10 @@ from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.unit import TenantUnit
+from app.http.unit import ProviderUnit, TenantUnit
 from app.kit.problems import Problem
 from app.models import IdempotencyRecord
+from app.models.identity import KeptAnswer
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _KEPT_HEADERS = ("content-type", "location", "etag")
@@ -78,7 +79,7 @@ async def begin(unit: TenantUnit, key: str, wanted: bytes) -> Response | None:
         raise Problem("request_in_progress", hint="Wait for the first answer.") from None
     if found.first() is not None:
         return None
-    return _replay(await _record(unit, key), wanted)
+    return replay(await _record(unit, key), wanted)
 
 
 async def _record(unit: TenantUnit, key: str) -> IdempotencyRecord:
@@ -90,11 +91,9 @@ def _named(unit: TenantUnit, key: str) -> dict[str, Any]:
     return {"of_tenant": unit.session.tenant_id, "of_principal": unit.principal.id, "of_key": key}
 
 
-def _replay(record: IdempotencyRecord, wanted: bytes) -> Response:
-    if record.request_hash != wanted:
-        raise Problem(
-            "idempotency_key_reused", hint="Use a new Idempotency-Key for another request."
-        )
+def replay(record: KeptAnswer, wanted: bytes) -> Response:
+    """The first answer. Problems `idempotency_key_reused`, `secret_already_shown`."""
+    check_same(record, wanted)
     assert record.status is not None
     headers = dict(record.headers or {})
     if record.body is None:
@@ -106,11 +105,24 @@ def _replay(record: IdempotencyRecord, wanted: bytes) -> Response:
     return Response(record.body, record.status, {**headers, "idempotent-replayed": "true"})
 
 
+def check_same(record: KeptAnswer, wanted: bytes) -> None:
+    """Problem `idempotency_key_reused` for another request than the one that brought the key."""
+    if record.request_hash != wanted:
+        raise Problem(
+            "idempotency_key_reused", hint="Use a new Idempotency-Key for another request."
+        )
+
+
+def kept(unit: TenantUnit | ProviderUnit, response: Response) -> dict[str, Any]:
+    """What a record keeps of an answer, by column."""
+    headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    if unit.shows_secret is not None:
+        headers["subject"] = unit.shows_secret
+    body = None if unit.shows_secret is not None else bytes(response.body)
+    return {"status": response.status_code, "headers": headers, "body": body}
+
+
 async def finish(unit: TenantUnit, key: str, response: Response) -> None:
     """Keep the answer, in the request's transaction."""
-    kept = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-    if unit.shows_secret is not None:
-        kept["subject"] = unit.shows_secret
-    body = None if unit.shows_secret is not None else bytes(response.body)
-    answer = {"of_status": response.status_code, "of_headers": kept, "of_body": body}
+    answer = {f"of_{name}": value for name, value in kept(unit, response).items()}
     await unit.session.orm.execute(_KEEP, answer | _named(unit, key))

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, write_ledger
-from app.http import idempotency
+from app.http import idempotency, provider_idempotency
 from app.http.cookies import session_of
 from app.http.limits import check_body
 from app.http.unit import ProviderUnit, TenantUnit, Tools
@@ -171,6 +171,9 @@ async def _note_denied(request: Request, problem: Problem) -> None:
 class ProviderRoute(APIRoute):
     """A route of the provider's staff, or of what becomes the provider's."""
 
+    #: False where the credential is used up by the request: it has one effect as it is.
+    takes_key = True
+
     def credential(self, request: Request) -> Token:
         """Whom the request says that it comes from; Problem `not_authenticated`."""
         token = parse_token(bearer_of(request))
@@ -195,9 +198,12 @@ class ProviderRoute(APIRoute):
             async with tools.database.provider() as session:
                 principal = await self.authenticate(session, tools, credential)
                 _admit(tools, request, principal)
-                request.state.unit = ProviderUnit(
+                unit = ProviderUnit(
                     session, principal, tools, circumstances_of(request, principal.actor)
                 )
+                request.state.unit = unit
+                if self.takes_key:
+                    return await provider_idempotency.answer_once(request, unit, original)
                 response = await original(request)
                 await session.commit()
                 return response

@@ -99,6 +99,7 @@ class ProviderUnit:
     principal: Principal
     tools: Tools
     circumstances: Circumstances
+    shows_secret: str | None = None
 
     @property
     def now(self) -> datetime:

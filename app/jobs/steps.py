@@ -10,12 +10,12 @@ from sqlalchemy.dialects.postgresql import insert
 from app.database.sessions import TenantSession
 from app.events.ledger import Circumstances, write_ledger
 from app.models import Disk, Event, IdempotencyRecord, UsageHour, Vpg, VpgDisk
+from app.models.identity import ANSWERS_KEPT
 from app.vpgs.due import run_due
 from app.vpgs.state import Lifecycle
 
-#: So long can be gone on from an event's place, and a request be repeated.
+#: So long can be gone on from an event's place.
 EVENTS_KEPT = timedelta(days=30)
-ANSWERS_KEPT = timedelta(days=2)
 _ROWS_MAX = 10_000
 
 

@@ -39,6 +39,7 @@ CATALOGUE = _catalogue(
     ProblemKind("name_taken", 409, "Another object has this name."),
     ProblemKind("secret_already_shown", 409, "The secret was shown once and is not kept."),
     ProblemKind("request_in_progress", 409, "The same request is being handled.", retryable=True),
+    ProblemKind("outcome_unknown", 409, "The first request broke off: it may have had its effect."),
     ProblemKind("last_administrator", 409, "Nobody could administer the tenant any more."),
     ProblemKind("illegal_transition", 409, "The object's state does not take this."),
     ProblemKind("issuer_not_tested", 409, "The caller did not come through the issuer."),

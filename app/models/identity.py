@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Resource, TenantOwned, refers_to
+
+#: How long a repeat of a request gets the first answer.
+ANSWERS_KEPT = timedelta(days=2)
 
 
 class UserState(StrEnum):
@@ -169,10 +172,8 @@ class ProviderAct(Base):
     request_id: Mapped[str]
 
 
-class IdempotencyRecord(TenantOwned, Base):
-    """The answer to a request with an Idempotency-Key, for its repeats."""
-
-    __tablename__ = "idempotency_records"
+class KeptAnswer:
+    """The answer to a request with an Idempotency-Key, for its repeats; none while it is sought."""
 
     principal_id: Mapped[UUID] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -181,3 +182,15 @@ class IdempotencyRecord(TenantOwned, Base):
     headers: Mapped[dict[str, Any] | None]
     body: Mapped[bytes | None]
     created_at: Mapped[datetime]
+
+
+class IdempotencyRecord(TenantOwned, KeptAnswer, Base):
+    """A kept answer to somebody of a tenant."""
+
+    __tablename__ = "idempotency_records"
+
+
+class ProviderIdempotencyRecord(KeptAnswer, Base):
+    """A kept answer to the provider's staff."""
+
+    __tablename__ = "provider_idempotency_records"

@@ -97,6 +97,7 @@ async def create_provider_join_token(
     """A token that lets one host join a pool once within minutes: in this answer alone."""
     row, token = await service.create_host_token(unit, wanted)
     text = join_text(token, unit.tools.root.fingerprint)
+    unit.shows_secret = show(Kind.JOIN_TOKEN, row.id)
     return JoinTokenCreated(**show_token(row).model_dump(), token=text)
 
 

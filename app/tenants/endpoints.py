@@ -74,6 +74,7 @@ async def create_tenant(
     """A new tenant, and the token of its first administrator: in this answer and nowhere else."""
     tenant = await service.create_tenant(unit.session, wanted, unit.now)
     token = await service.open_tenant(unit.tools, tenant, unit.circumstances)
+    unit.shows_secret = show(Kind.TENANT, tenant.id)
     return TenantCreated(**_show(tenant).model_dump(), token=token.text)
 
 

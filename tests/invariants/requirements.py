@@ -81,6 +81,8 @@ REQUIREMENTS: dict[str, Requirement] = {
         (
             f"{_APP}sites.py::test_a_repeat_with_the_same_key_has_one_effect",
             f"{_APP}admission.py::test_a_hundred_repeats_at_once_have_one_effect",
+            f"{_APP}provider_keys.py::test_each_mutating_route_answers_a_repeat_by_its_record",
+            f"{_APP}provider_keys.py::test_what_broke_off_after_its_effect_is_not_done_again",
         ),
     ),
     "CP9": Requirement(
