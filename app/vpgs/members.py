@@ -20,6 +20,7 @@ from app.kit.problems import Problem
 from app.machines.service import disks_of, pools_of, show_place
 from app.models import Disk, Machine, Tenant, Vpg, VpgDisk
 from app.models.tenants import TENANT_LOCK
+from app.pools.quotas import check_pools
 from app.tenants.schemas import Plan
 from app.vpgs.assignment import disk_name
 from app.vpgs.quotas import Usage, check_usage
@@ -60,10 +61,13 @@ USAGE = (
 
 
 async def check_plan(unit: TenantUnit, plan: Plan) -> None:
-    """Problem `quota_exceeded` if what is entered by now is more than the plan allows."""
+    """Problem `quota_exceeded` if what is entered by now is more than the plan or, in a pool, the
+    policy allows.
+    """
     await unit.session.orm.flush()
     found = await unit.session.orm.execute(USAGE, {"tenant_id": unit.session.tenant_id})
     check_usage(plan, usage_of(found.one()))
+    await check_pools(unit.session)
 
 
 def usage_of(row: Row[int, int, int, Decimal]) -> Usage:
