@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -57,9 +58,9 @@ from host_agent.wire.names import Identity
 _log = logging.getLogger("holdfast.agent")
 
 STATE = "state"
-#: How often machines and disks are looked for: whoever made one waits for it in the lists. Only
-#: what has changed is sent.
-_INVENTORY_SECONDS = 10.0
+#: How often machines and disks are looked for: whoever made one waits for it in the lists. What has
+#: changed is sent at once, all of it now and then: nothing says that a message was lost on its way.
+_INVENTORY_SECONDS, _LOOKS_A_REPEAT = 10.0, 3
 _HEARTBEAT_SECONDS = 10.0
 _KEYS_SECONDS = 5.0
 _RESTART_SECONDS = 5.0
@@ -308,10 +309,11 @@ class ManagedHost:
             await asyncio.sleep(self._heartbeat_seconds)
 
     async def _look_around(self) -> None:
-        while True:
+        for look in itertools.count():
             await self._is_welcome.wait()
             found = await inventory.look(self.agent, self.reach)
-            if found.digest != self._known_inventory and self.link.send(found):
+            is_due = found.digest != self._known_inventory or look % _LOOKS_A_REPEAT == 0
+            if is_due and self.link.send(found):
                 self._known_inventory = found.digest
             await asyncio.sleep(_INVENTORY_SECONDS)
 

@@ -19,7 +19,8 @@ is_serving() {
 
 case ${1:-} in
 serve) # becomes the database server
-  echo $$ >"$RUN/pid"
+  # Whole from the first moment: whoever waits for the server must not take half of it for its end.
+  echo $$ >"$RUN/pid.new" && mv "$RUN/pid.new" "$RUN/pid"
   # synchronous_commit and fsync stay on: what is acknowledged as committed is on the disk.
   exec "$PROGRAMS/postgres" -D "$DATA" -k "$RUN" -c listen_addresses= \
     -c shared_buffers=16MB -c max_connections=8 -c dynamic_shared_memory_type=mmap \
