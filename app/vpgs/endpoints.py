@@ -104,7 +104,10 @@ async def replace_vpg(
 
 
 @router.put(
-    "/vpgs/by-name/{vpg_name}", dependencies=_WRITE, summary="Make or replace a group by its name"
+    "/vpgs/by-name/{vpg_name}",
+    dependencies=_WRITE,
+    summary="Make or replace a group by its name",
+    responses={status.HTTP_201_CREATED: {"model": VpgOutput, "description": "It was made."}},
 )
 async def put_vpg_by_name(
     unit: Unit,
