@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,25 @@ def socket_of_identity(directory: Path) -> Path:
     return directory.absolute() / "state" / "agent.sock"
 
 
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """Within: a name of this socket that fits into an address (107 bytes) however deep its folder
+    lies, as a placed tenant's does; OSError where there is no such folder.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def ask(path: Path, request: dict[str, Any], seconds: float = 120.0) -> dict[str, Any]:
     """One command and its answer; AgentNotRunning or CommandRefused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         try:
-            sock.connect(str(path))
+            with short_address(path) as address:
+                sock.connect(address)
             sock.sendall(json.dumps(request).encode() + b"\n")
             answer = _read_line(sock)
         except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from host_agent.control.client import short_address
 from host_agent.control.errors import AgentRunning, BadRequest, StateUnusable
 from host_agent.control.tap_client import Fields
 from host_agent.wire.errors import HoldfastError
@@ -41,7 +42,7 @@ class CommandServer:
         except OSError as error:
             raise StateUnusable(
                 f"The agent's socket {self._path} cannot be made: {error.strerror or error}.",
-                hint="Check the folder, or name a shorter path with socket in the configuration.",
+                hint="Check its folder.",
             ) from None
         self._server = await asyncio.start_unix_server(
             self._serve, sock=listener, limit=LINE_BYTES_MAX
@@ -53,7 +54,8 @@ class CommandServer:
             self._remove_dead()
             before = os.umask(0o177)
             try:
-                listener.bind(str(self._path))
+                with short_address(self._path) as address:
+                    listener.bind(address)
             finally:
                 os.umask(before)
         except BaseException:
@@ -63,8 +65,11 @@ class CommandServer:
 
     def _remove_dead(self) -> None:
         """A socket that nobody listens on was left by an agent that was killed."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if self._path.exists() and probe.connect_ex(str(self._path)) == 0:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe,
+            short_address(self._path) as address,
+        ):
+            if self._path.exists() and probe.connect_ex(address) == 0:
                 raise AgentRunning(f"Another agent answers at {self._path}.", hint="Stop it first.")
         self._path.unlink(missing_ok=True)
 
