@@ -36,7 +36,7 @@ from app.rights.schemas import (
 from app.rights.state import PlacementState
 from app.rights.telling import tell_hosts
 from app.rights.violations import review
-from app.tenants.service import get_tenant
+from app.tenants.service import get_tenant, locked_tenant
 
 router = provider_router("provider")
 Unit = Annotated[ProviderUnit, Depends(provider_unit)]
@@ -66,7 +66,7 @@ async def replace_policy(
     tenant = await get_tenant(unit.session, tenant_id)
     policy, facts = await policies.read_policy(unit, wanted)
     async with scope_of(unit, tenant.id) as inside:
-        own = await policies.locked_tenant(inside)
+        own = await locked_tenant(inside.session)
         check_etag(request, own.version)
         if is_narrower(await policies.load_policy(inside, own), policy):
             raise Problem(

@@ -32,12 +32,11 @@ from app.pools.scope import scope_of
 from app.pools.service import get_own_host
 from app.rights.joined import move, note_forgotten
 from app.rights.orders import PlacementOrder, placing_input
-from app.rights.policies import locked_tenant
 from app.rights.schemas import PlacementInput, PlacementOutput
 from app.rights.state import PlacementEvent, PlacementState
 from app.rights.territory import check_may_hold
 from app.tenants.schemas import Plan
-from app.tenants.service import get_tenant
+from app.tenants.service import get_tenant, locked_tenant
 from app.vpgs.following import receive_inventory
 
 PLACE, WITHDRAW = "placement.place", "placement.withdraw"
@@ -111,7 +110,7 @@ async def _permitted_site(inside: TenantUnit, host: Host) -> Site:
     """The site that stands for the host's pool in the tenant's scope; Problems `not_granted`,
     `jurisdiction`.
     """
-    tenant = await locked_tenant(inside)
+    tenant = await locked_tenant(inside.session)
     found = await inside.session.orm.scalars(
         select(PoolGrant).where(PoolGrant.tenant_id == tenant.id, PoolGrant.pool_id == host.pool_id)
     )

@@ -31,7 +31,6 @@ from app.rights.effects import Effect, Facts, Spot, Standing, effects_of
 from app.rights.placing import shut_out, tell_withdrawn
 from app.rights.policies import (
     load_policy,
-    locked_tenant,
     policy_json,
     read_policy,
     write_policy,
@@ -42,6 +41,7 @@ from app.rights.state import PlacementState
 from app.rights.telling import tell_hosts
 from app.rights.territory import may_hold
 from app.rights.violations import review
+from app.tenants.service import locked_tenant
 from app.vpgs.state import LIVE
 
 PLAN_LIFE = timedelta(minutes=15)
@@ -54,7 +54,7 @@ async def plan_policy(unit: ProviderUnit, tenant: Tenant, wanted: PolicyInput) -
     after, _ = await read_policy(unit, wanted)
     nodes, stores = await _of_deployment(unit)
     async with scope_of(unit, tenant.id) as inside:
-        own = await locked_tenant(inside)
+        own = await locked_tenant(inside.session)
         before = await load_policy(inside, own)
         standings = await _standings(inside, after)
         facts = Facts(standings, nodes, stores, await _recovery_sites(inside))
@@ -235,7 +235,7 @@ async def apply_policy(unit: ProviderUnit, tenant: Tenant, plan_id: str) -> Poli
     """
     async with scope_of(unit, tenant.id) as inside:
         plan = await get_plan(inside, POLICY, tenant.id, plan_id)
-        own = await locked_tenant(inside)
+        own = await locked_tenant(inside.session)
         wanted = PolicyInput.model_validate(plan.change)
         stale = is_stale(inside, plan, own.version)
         if not stale:

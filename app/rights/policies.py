@@ -12,7 +12,7 @@ from app.http.unit import ProviderUnit, TenantUnit
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem
 from app.models import Host, Pool, PoolGrant, Site, Tenant
-from app.models.tenants import PROVIDER_ID, TENANT_LOCK
+from app.models.tenants import PROVIDER_ID
 from app.rights import schemas
 from app.rights.policy import Policy, PoolRight
 from app.tenants.schemas import Plan
@@ -24,13 +24,6 @@ class PoolFacts:
 
     name: str
     territory: str
-
-
-async def locked_tenant(unit: TenantUnit) -> Tenant:
-    """The tenant's row, locked: what changes its rights comes one after the other."""
-    return await unit.session.orm.get_one(
-        Tenant, unit.session.tenant_id, with_for_update=TENANT_LOCK, populate_existing=True
-    )
 
 
 async def load_policy(unit: TenantUnit, tenant: Tenant) -> Policy:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from app.certificates.service import make_authority
-from app.database.sessions import ProviderSession
+from app.database.sessions import ProviderSession, TenantSession
 from app.events.ledger import Act, Circumstances, Happening, write_ledger
 from app.http.unit import Tools
 from app.identity.grants import add_grants
@@ -21,7 +21,7 @@ from app.identity.tokens import Token, make_token
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.models import Tenant, TenantLedger
-from app.models.tenants import PROVIDER_ID, TenantState
+from app.models.tenants import PROVIDER_ID, TENANT_LOCK, TenantState
 from app.tenants.schemas import TenantInput
 
 FIRST_KEY = "first administrator"
@@ -86,6 +86,15 @@ async def list_tenants(
         wanted = wanted.where(Tenant.id > after)
     rows = list(await session.orm.scalars(wanted.order_by(Tenant.id).limit(limit + 1)))
     return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
+
+
+async def locked_tenant(session: TenantSession) -> Tenant:
+    """The scope's tenant, its row locked: what changes its rights or uses up its plan comes one
+    after the other.
+    """
+    return await session.orm.get_one(
+        Tenant, session.tenant_id, with_for_update=TENANT_LOCK, populate_existing=True
+    )
 
 
 async def find_tenant(session: ProviderSession, text: str) -> Tenant:

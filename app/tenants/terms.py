@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.entries.service import note_act
-from app.http.unit import ProviderUnit, TenantUnit
+from app.http.unit import ProviderUnit
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
 from app.models import Tenant
 from app.models.tenants import TenantState
 from app.pools.scope import scope_of
 from app.tenants.schemas import Plan
-from app.tenants.service import find_tenant
+from app.tenants.service import find_tenant, locked_tenant
 from app.tenants.state import TENANT, TenantEvent
 
 
@@ -24,7 +24,7 @@ async def change_plan(
     """
     tenant = await find_tenant(unit.session, text)
     async with scope_of(unit, tenant.id) as inside:
-        own = await _locked(inside)
+        own = await locked_tenant(inside.session)
         check_version(own.version)
         before, after = Plan(**own.plan), wanted
         if before.territories != after.territories:
@@ -54,16 +54,10 @@ async def move_tenant(unit: ProviderUnit, text: str, event: TenantEvent, reason:
     """
     tenant = await find_tenant(unit.session, text)
     async with scope_of(unit, tenant.id) as inside:
-        own = await _locked(inside)
+        own = await locked_tenant(inside.session)
         own.state = TENANT.after(TenantState(own.state), event)
         own.version += 1
         action, subject = f"tenants.{own.state}", show(Kind.TENANT, own.id)
         inside.note(action, subject, reason=reason)
         await note_act(unit, action, subject, {"reason": reason})
     return own
-
-
-async def _locked(inside: TenantUnit) -> Tenant:
-    return await inside.session.orm.get_one(
-        Tenant, inside.session.tenant_id, with_for_update=True, populate_existing=True
-    )
