@@ -196,12 +196,19 @@ class Manager:
         """Our epoch is higher now; everybody is told."""
         self.route = Route(self.place, self.route.process, epoch, self.route.address)
         self._numbers.clear()
-        for link in list(self.links.values()):
-            state = self.hosts.get(link.peer.host_id)
-            if state is not None:
+        unknown: set[UUID] = set()
+        for host_id, link in list(self.links.items()):
+            state = self.hosts.get(host_id)
+            if state is None:
+                unknown.add(host_id)
+            else:
                 self._greet(link, state)
+        if unknown:
+            self._desk.hosts_wanted(self.place, unknown)
 
     def _greet(self, link: Link, state: HostState) -> None:
+        if link.hello.epoch > self.route.epoch:
+            return  # it would obey nothing of ours; `raised` comes back to it
         state.seen_at = self._means.now()
         state.held_version = link.hello.assignment
         self._send(

@@ -14,7 +14,8 @@ sql() {
 }
 
 is_serving() {
-  pid=$(cat "$RUN/pid" 2>/dev/null) && [ -n "$(tr -d '\0' 2>/dev/null <"/proc/$pid/cmdline")" ]
+  # By its state: a process that becomes another program has no command line for a moment.
+  pid=$(cat "$RUN/pid" 2>/dev/null) && grep -q '^State:[[:space:]]*[^ZX]' "/proc/$pid/status" 2>/dev/null
 }
 
 case ${1:-} in

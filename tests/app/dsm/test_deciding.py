@@ -302,11 +302,20 @@ def test_a_host_that_has_seen_more_is_not_commanded_until_the_epoch_is_higher() 
     assert ("epoch_seen", managing.manager.route, 37) in managing.desk.calls
     managing.manager.raised(38)
     managing.checkpoint()
-    assert managing.wire.welcomes[-1].epoch == 38
+    assert [welcome.epoch for welcome in managing.wire.welcomes] == [38]
     assert managing.wire.obeyed == [(38, 1)]
     liar = Managing(1, make_wire(Keeping(epoch=1 << 62)))
     liar.manager.joined(liar.wire)
     assert liar.wire.dropped
+
+
+def test_a_host_whose_row_comes_after_the_epoch_was_raised_is_asked_for() -> None:
+    managing = Managing(1, make_wire(Keeping(epoch=37)))
+    managing.manager.joined(managing.wire)
+    managing.desk.calls.clear()
+    managing.manager.raised(38)
+    wanted = ("hosts_wanted", managing.manager.place, {managing.wire.peer.host_id})
+    assert wanted in managing.desk.calls
 
 
 def test_a_host_that_returns_to_the_same_manager_goes_on_with_higher_numbers() -> None:
