@@ -6,6 +6,7 @@ most two at a time: whoever floods the login slows logins down and nothing else.
 
 from __future__ import annotations
 
+import functools
 import hmac
 from datetime import datetime
 
@@ -18,8 +19,6 @@ PASSWORD_LENGTH_MIN = 12
 STEP_SECONDS = 30
 _ISSUER = "Holdfast"
 _hasher = PasswordHasher()
-#: Compared with where there is no account, so that the answer takes as long.
-_NOBODYS = _hasher.hash("nobody has this password")
 _limiter = anyio.CapacityLimiter(2)
 
 
@@ -30,13 +29,21 @@ async def hash_password(password: str) -> str:
 
 async def is_password(password: str, kept: str | None) -> bool:
     """Whether it is the password; takes as long where none is kept, and says no."""
-    found = await anyio.to_thread.run_sync(_verify, password, kept or _NOBODYS, limiter=_limiter)
+    found = await anyio.to_thread.run_sync(_verify, password, kept, limiter=_limiter)
     return found and kept is not None
 
 
-def _verify(password: str, kept: str) -> bool:
+@functools.cache
+def _nobodys() -> str:
+    """Compared with where there is no account, so that the answer takes as long."""
+    return _hasher.hash("nobody has this password")
+
+
+def _verify(password: str, kept: str | None) -> bool:
+    # Made by whichever comes first, so that this tells nothing either.
+    nobodys = _nobodys()
     try:
-        return _hasher.verify(kept, password)
+        return _hasher.verify(kept or nobodys, password)
     except (VerificationError, InvalidHashError):
         return False
 
