@@ -12,6 +12,7 @@ from app.kit.settings import Address, BadSettings, host_and_port, read_settings
 
 class _Settings(DatabaseSettings):
     listen: Address = "127.0.0.1:7443"
+    doors: tuple[Address, ...] = ()
 
 
 @pytest.fixture
@@ -24,10 +25,12 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_the_environment_says_it(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_LISTEN", "[::1]:8443")
+    monkeypatch.setenv("HOLDFAST_DOORS", '["a:1", "b:2"]')
     settings = read_settings(_Settings)
     assert settings.database.drivername == "postgresql+psycopg"
     assert settings.secret == bytes(32)
     assert host_and_port(settings.listen) == ("::1", 8443)
+    assert settings.doors == ("a:1", "b:2")
 
 
 def test_a_folder_of_secrets_says_it_too(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +48,8 @@ def test_a_folder_of_secrets_says_it_too(told: Path, monkeypatch: pytest.MonkeyP
         ("LISTEN", "localhost"),
         ("LISTEN", "localhost:70000"),
         ("LOG_LEVEL", "loud"),
+        ("DOORS", "a:1,b:2"),
+        ("DOORS", '["a"]'),
     ],
 )
 def test_what_is_wrong_is_named(
