@@ -23,6 +23,7 @@ class Load:
     `fresh` gives each request bytes of its own (else fio sends the same buffers again and
     again, which is cheaper for fio and makes no difference to a server that does not look at
     them); `compressible` is the share of those bytes, in percent, that a compressor can win.
+    `clients` do this at once, each with a connection of its own and `depth` requests in flight.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Load:
     rate: int | None = None
     fresh: bool = False
     compressible: int = 0
+    clients: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def _arguments(load: Load, uri: str) -> list[str]:
         f"--rw={load.kind}",
         f"--bs={load.block_bytes}",
         f"--iodepth={load.depth}",
+        f"--numjobs={load.clients}",
+        "--group_reporting",
         f"--size={load.size}",
         "--time_based",
         f"--runtime={round(load.seconds * 1000)}ms",

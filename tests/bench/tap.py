@@ -81,6 +81,9 @@ def small_cases(servers: Servers) -> Iterator[Case]:
     reads = servers.measure(replace(SMALL, kind="randread"))
     yield throughput("read_4k_depth32", reads, NBDKIT, 1.5)
     yield latency("read_4k_depth32_p99", reads, "p99_us", 1.0)
+    # One client is busy with itself before such a server is: two show what the servers can do.
+    reads = servers.measure(replace(SMALL, kind="randread", depth=16, clients=2))
+    yield throughput("read_4k_2_clients", reads, NBDKIT, 1.5)
     single = servers.measure(replace(SMALL, kind="randread", depth=1, seconds=1.0), OURS, QEMU)
     yield latency("read_4k_depth1_p99", single, "p99_us", 1.0)
 
