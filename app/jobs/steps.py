@@ -12,6 +12,7 @@ from app.events.ledger import Circumstances, write_ledger
 from app.models import Disk, Event, IdempotencyRecord, UsageHour, Vpg, VpgDisk
 from app.models.identity import ANSWERS_KEPT
 from app.vpgs.due import run_due
+from app.vpgs.retained import watch_retained
 from app.vpgs.state import Lifecycle
 
 #: So long can be gone on from an event's place.
@@ -20,7 +21,9 @@ _ROWS_MAX = 10_000
 
 
 async def meter_usage(session: TenantSession, now: datetime) -> None:
-    """Write down what the tenant protects in this hour; the hour's largest figures stand."""
+    """Write down what the tenant protects in this hour; the hour's largest figures stand. Who is
+    near the plan's limit of retained bytes is told.
+    """
     mine = session.tenant_id
     groups = select(func.count()).where(
         Vpg.tenant_id == mine, Vpg.lifecycle.not_in((Lifecycle.DRAFT, Lifecycle.REMOVED))
@@ -30,11 +33,13 @@ async def meter_usage(session: TenantSession, now: datetime) -> None:
         .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
         .where(VpgDisk.tenant_id == mine)
     )
+    retained, told = await watch_retained(session, now)
     machines, bytes_ = (await session.orm.execute(disks)).one()
     found = {
         "vpgs": (await session.orm.execute(groups)).scalar_one(),
         "machines": machines,
         "protected_bytes": int(bytes_),
+        "retained_bytes": retained,
     }
     hour = now.replace(minute=0, second=0, microsecond=0)
     row = insert(UsageHour).values(tenant_id=mine, hour=hour, **found)
@@ -44,6 +49,7 @@ async def meter_usage(session: TenantSession, now: datetime) -> None:
     await session.orm.execute(
         row.on_conflict_do_update(index_elements=["tenant_id", "hour"], set_=largest)
     )
+    await write_ledger(session, told, [], Circumstances("worker", "", "", now))
 
 
 async def run_due_acts(session: TenantSession, now: datetime) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, UniqueConstraint
+from sqlalchemy import BigInteger, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, TenantOwned
@@ -39,3 +39,4 @@ class UsageHour(TenantOwned, Base):
     vpgs: Mapped[int]
     machines: Mapped[int]
     protected_bytes: Mapped[int] = mapped_column(BigInteger)
+    retained_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

@@ -58,6 +58,9 @@ class VpgStatus(TenantOwned, Base):
     oldest_at: Mapped[datetime | None] = mapped_column(doc="The oldest complete checkpoint kept.")
     backlog_bytes: Mapped[int] = mapped_column(BigInteger)
     gap_reason: Mapped[str | None]
+    retained_bytes: Mapped[int | None] = mapped_column(
+        BigInteger, doc="What its journal takes in the store; None: never measured."
+    )
     reported_at: Mapped[datetime | None]
 
 

@@ -26,7 +26,12 @@ class Plan(Input):
         le=1 << 40,
         description="What all hosts together may send to one data node. None: as much as comes.",
     )
-    retained_bytes_max: int | None = Field(default=None, ge=0, description="None: no limit.")
+    retained_bytes_max: int | None = Field(
+        default=None,
+        ge=0,
+        description="What all journals may take in the store. Beyond it nothing new is protected; "
+        "what is protected stays so, with its history. None: no limit.",
+    )
     territories: list[Territory] | None = Field(
         default=None, description="Where the tenant's data may be held and opened. None: anywhere."
     )

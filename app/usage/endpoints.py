@@ -34,6 +34,7 @@ async def read_usage(
                 vpgs=row.vpgs,
                 machines=row.machines,
                 protected_bytes=row.protected_bytes,
+                retained_bytes=row.retained_bytes,
             )
             for row in rows
         ]

@@ -16,6 +16,7 @@ class UsageHourOutput(Output):
     vpgs: int
     machines: int
     protected_bytes: int = Field(description="The sizes of the protected disks.")
+    retained_bytes: int = Field(description="What the journals took in the store.")
 
 
 class UsageOutput(Output):
@@ -32,6 +33,8 @@ class TenantUsageOutput(Output):
     machine_hours: int
     protected_byte_hours: int
     protected_bytes_max: int
+    retained_byte_hours: int
+    retained_bytes_max: int
 
 
 class TenantsUsageOutput(Output):

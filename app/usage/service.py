@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import func, select
 
@@ -55,23 +54,26 @@ async def sums(session: ProviderSession, span: Span) -> list[TenantUsageOutput]:
     found = await session.orm.execute(
         select(
             tenant,
-            func.count(),
-            func.sum(UsageHour.machines),
-            func.sum(UsageHour.protected_bytes),
-            func.max(UsageHour.protected_bytes),
+            func.count().label("hours"),
+            func.sum(UsageHour.machines).label("machine_hours"),
+            func.sum(UsageHour.protected_bytes).label("protected_byte_hours"),
+            func.max(UsageHour.protected_bytes).label("protected_bytes_max"),
+            func.sum(UsageHour.retained_bytes).label("retained_byte_hours"),
+            func.max(UsageHour.retained_bytes).label("retained_bytes_max"),
         )
         .where(tenant != PROVIDER_ID, UsageHour.hour >= span[0], UsageHour.hour < span[1])
         .group_by(tenant)
         .order_by(tenant)
     )
-    return [_sum(*row) for row in found]
-
-
-def _sum(tenant_id: Any, hours: int, machines: Any, bytes_: Any, most: int) -> TenantUsageOutput:
-    return TenantUsageOutput(
-        tenant_id=show(Kind.TENANT, tenant_id),
-        hours=hours,
-        machine_hours=int(machines),
-        protected_byte_hours=int(bytes_),
-        protected_bytes_max=most,
-    )
+    return [
+        TenantUsageOutput(
+            tenant_id=show(Kind.TENANT, row.tenant_id),
+            hours=row.hours,
+            machine_hours=int(row.machine_hours),
+            protected_byte_hours=int(row.protected_byte_hours),
+            protected_bytes_max=row.protected_bytes_max,
+            retained_byte_hours=int(row.retained_byte_hours),
+            retained_bytes_max=row.retained_bytes_max,
+        )
+        for row in found
+    ]

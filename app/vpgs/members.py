@@ -24,6 +24,7 @@ from app.pools.quotas import check_pools
 from app.tenants.schemas import Plan
 from app.vpgs.assignment import disk_name
 from app.vpgs.quotas import Usage, check_usage
+from app.vpgs.retained import RETAINED
 from app.vpgs.schemas import MemberDiskOutput, MemberInput, MemberOutput
 from app.vpgs.state import Lifecycle
 
@@ -53,6 +54,7 @@ USAGE = (
         func.count(VpgDisk.machine_id.distinct()),
         func.count(),
         func.coalesce(func.sum(Disk.bytes), 0),
+        RETAINED.scalar_subquery(),
     )
     .select_from(VpgDisk)
     .join(Disk, (Disk.tenant_id == VpgDisk.tenant_id) & (Disk.id == VpgDisk.disk_id))
@@ -70,10 +72,10 @@ async def check_plan(unit: TenantUnit, plan: Plan) -> None:
     await check_pools(unit.session)
 
 
-def usage_of(row: Row[int, int, int, Decimal]) -> Usage:
+def usage_of(row: Row[int, int, int, Decimal, Decimal]) -> Usage:
     """What USAGE found."""
-    vpgs, machines, disks, size = row
-    return Usage(vpgs, machines, disks, int(size))
+    vpgs, machines, disks, size, retained = row
+    return Usage(vpgs, machines, disks, int(size), int(retained))
 
 
 async def find_members(unit: TenantUnit, wanted: Sequence[MemberInput]) -> list[Member]:

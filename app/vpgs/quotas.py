@@ -16,6 +16,7 @@ class Usage:
     machines: int
     disks: int
     protected_bytes: int
+    retained_bytes: int
 
 
 def check_usage(plan: Plan, usage: Usage) -> None:
@@ -26,6 +27,7 @@ def check_usage(plan: Plan, usage: Usage) -> None:
         "disks": (usage.disks, plan.disks_max),
         "protected bytes": (usage.protected_bytes, plan.protected_bytes_max),
     }
+    _check_retained(plan, usage.retained_bytes)
     for what, (wanted, allowed) in limits.items():
         if allowed is not None and wanted > allowed:
             raise Problem(
@@ -33,6 +35,17 @@ def check_usage(plan: Plan, usage: Usage) -> None:
                 f"This would make {wanted} {what}; the tenant's plan allows {allowed}.",
                 hint="Remove what is not needed, or ask the provider for a larger plan.",
             )
+
+
+def _check_retained(plan: Plan, retained: int) -> None:
+    most = plan.retained_bytes_max
+    if most is not None and retained > most:
+        raise Problem(
+            "quota_exceeded",
+            f"The journals take {retained} bytes in the store; the tenant's plan allows {most}.",
+            hint="Shorten histories or limit journals, or ask the provider for a larger plan. "
+            "What is protected stays protected.",
+        )
 
 
 def check_rpo(plan: Plan, rpo_seconds: int, checkpoint_seconds: int) -> None:

@@ -100,6 +100,7 @@ VPG_EXAMPLE: JsonDict = {
     "machines": 2,
     "disks": 3,
     "protected_bytes": 64424509440,
+    "retained_bytes": 21474836480,
     "created_at": "2026-11-20T08:00:00Z",
 }
 
@@ -136,6 +137,9 @@ class VpgOutput(Output):
     machines: int
     disks: int
     protected_bytes: int
+    retained_bytes: int | None = Field(
+        description="What its journal takes in the store, measured once a day; null until then."
+    )
     created_at: datetime
 
 

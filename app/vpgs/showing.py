@@ -123,5 +123,6 @@ def show_vpg(known: Known, now: datetime) -> VpgOutput:
         machines=machines,
         disks=disks,
         protected_bytes=int(size),
+        retained_bytes=status.retained_bytes,
         created_at=vpg.created_at,
     )

@@ -205,6 +205,8 @@ async def test_usage_is_read_by_its_tenant_and_summed_for_the_provider(service: 
         "machine_hours": 2,
         "protected_byte_hours": 2 * size,
         "protected_bytes_max": size,
+        "retained_byte_hours": 0,
+        "retained_bytes_max": 0,
     }
     for wrong in ({"since": span["until"], "until": span["since"]}, {"since": "2020-01-01T00:00Z"}):
         refused = await tenant.get("/v1/usage", params=wrong)

@@ -116,6 +116,7 @@ def _shown(row: dict[str, Any]) -> VpgOutput:
         machines=0,
         disks=0,
         protected_bytes=0,
+        retained_bytes=None,
     )
 
 

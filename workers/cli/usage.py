@@ -11,6 +11,7 @@ from workers.cli.control import Json, ProfileName, connect, show_one, show_rows
 
 usage_app = typer.Typer(help="What was protected, by the hour.", no_args_is_help=True)
 GROUPS = {"usage": usage_app}
+_HOURS = ("hour", "vpgs", "machines", "protected_bytes", "retained_bytes")
 Since = Annotated[datetime | None, typer.Option(help="UTC; a day before --until.")]
 Until = Annotated[datetime | None, typer.Option(help="UTC; now.")]
 
@@ -29,7 +30,7 @@ def show_usage(
     if as_json:
         show_one(found, as_json=True)
     else:
-        show_rows(found.items, ("hour", "vpgs", "machines", "protected_bytes"), as_json=False)
+        show_rows(found.items, _HOURS, as_json=False)
 
 
 @usage_app.command("tenants")
@@ -39,7 +40,7 @@ def show_tenants_usage(
     """As the provider: each tenant's sums."""
     columns = (
         *("tenant_id", "hours", "machine_hours", "protected_byte_hours"),
-        "protected_bytes_max",
+        *("protected_bytes_max", "retained_byte_hours", "retained_bytes_max"),
     )
     with connect(profile) as client:
         found = client.read_tenants_usage(_utc(since), _utc(until))

@@ -21,6 +21,15 @@ def list_streams(store: ObjectStore, tenant: str, group: str | None = None) -> l
     return found
 
 
+def stored_bytes(store: ObjectStore, folder: str) -> int:
+    """The sizes of all objects in `folder` (ends with '/') and below it, together; StoreError.
+
+    Of a listing, which may be stale: for people and for bills, never for what is deleted.
+    """
+    here = sum(listed.size for listed in store.list(folder))
+    return here + sum(stored_bytes(store, inner) for inner in store.folders(folder))
+
+
 def _stream(folder: str) -> Identity | None:
     try:
         return Identity(*folder.rstrip("/").split("/"))

@@ -23,7 +23,7 @@ from host_agent.wire.envelope import open_envelope
 from host_agent.wire.errors import HoldfastError
 from host_agent.wire.keys import GroupKey
 from host_agent.wire.names import Identity
-from workers.journal.catalogue import list_streams
+from workers.journal.catalogue import list_streams, stored_bytes
 from workers.journal.collect import CollectOptions, Collector
 from workers.journal.fold import Folder, FoldTools
 from workers.journal.hashlist import make_hashes
@@ -104,7 +104,10 @@ _WORK: dict[str, Callable[[dict[str, Any], ObjectStore, list[Identity]], list[An
 
 
 def do(order: dict[str, Any]) -> dict[str, Any]:
-    """Do what was ordered for every stream of the group; HoldfastError."""
+    """Do what was ordered for every stream of the group; HoldfastError.
+
+    Collection, which lists everything anyway, also says what the group keeps in the store, bytes.
+    """
     store = open_store(order["store"])
     streams = list(list_streams(store, order["tenant"], order["vpg"]))
     said = _WORK[order["do"]](order, store, streams)
@@ -114,7 +117,10 @@ def do(order: dict[str, Any]) -> dict[str, Any]:
             f"{len(problems)} problems, the first: {problems[0]['message']}",
             hint="`holdfast verify` says all of them.",
         )
-    return {"streams": len(streams), "said": said}
+    answer = {"streams": len(streams), "said": said}
+    if order["do"] == "collect":
+        answer["retained_bytes"] = stored_bytes(store, f"{order['tenant']}/{order['vpg']}/")
+    return answer
 
 
 def main() -> int:

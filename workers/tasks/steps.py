@@ -21,6 +21,7 @@ from app.kit.clock import Clock
 from app.kit.ids import Kind, show
 from app.models import Vpg
 from app.models.base import key_of
+from app.vpgs.retained import enter_retained
 from host_agent.wire.errors import HoldfastError
 
 _HOUR_SECONDS = 3600
@@ -73,6 +74,15 @@ async def _maintain(tools: StepTools, claim: Claim) -> None:
             await session.commit()
 
 
+async def _collect(tools: StepTools, claim: Claim) -> None:
+    """Delete what was given up; then it is known what the group keeps in the store."""
+    order = {"do": "collect", "store": tools.store_url, **await _order(tools, claim)}
+    answer = await run_journal_job(order)
+    async with tools.database.tenant(claim.key.tenant_id) as session:
+        await enter_retained(session, claim.subject, answer["retained_bytes"])
+        await session.commit()
+
+
 async def _order(tools: StepTools, claim: Claim) -> dict[str, Any]:
     async with tools.database.tenant(claim.key.tenant_id) as session:
         vpg = await session.orm.get_one(Vpg, key_of(session.tenant_id, claim.subject))
@@ -122,7 +132,7 @@ async def run_journal_job(order: Mapping[str, Any]) -> dict[str, Any]:
 
 STEPS: dict[str, Callable[[StepTools, Claim], Awaitable[None]]] = {
     JobKind.VPG_MAINTAIN: _maintain,
-    JobKind.VPG_COLLECT: _of_journal("collect"),
+    JobKind.VPG_COLLECT: _collect,
     JobKind.VPG_SCRUB: _of_journal("scrub"),
     JobKind.METER_USAGE: _of_tenant(meter_usage),
     JobKind.RUN_DUE: _of_tenant(run_due_acts),
