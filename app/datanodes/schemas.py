@@ -12,6 +12,8 @@ from app.http.schemas import Input, Name, Output
 from app.sites.schemas import Territory
 
 JOIN_SECONDS_MAX = 900
+#: The store whose journals data nodes write, where nothing else is said.
+DEFAULT_STORE = "default"
 
 
 def _door(text: str) -> str:

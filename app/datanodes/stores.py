@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from app.database.sessions import ProviderSession, SystemSession, TenantSession
+from app.database.sessions import ProviderSession, TenantSession
 from app.datanodes.schemas import JournalStoreInput, StoreCredentialInput
 from app.http.unit import ProviderUnit
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
@@ -20,8 +20,6 @@ from app.kit.sealing import Sealer
 from app.models import JournalStore, StoreCredential, Tenant, TenantRecordNumber
 from host_agent.wire.serving import StoreAccess
 
-#: The store whose journals data nodes write.
-DEFAULT_STORE = "default"
 _SHARED, _OWN = "journal_stores.sealed_credential", "store_credentials.sealed"
 
 
@@ -111,14 +109,6 @@ async def put_credential(
         )
         await session.commit()
     return shown
-
-
-async def find_default(session: SystemSession) -> JournalStore | None:
-    """The store that data nodes write; None if the provider has not named one yet."""
-    found = await session.orm.scalars(
-        select(JournalStore).where(JournalStore.name == DEFAULT_STORE)
-    )
-    return found.one_or_none()
 
 
 async def access_of(

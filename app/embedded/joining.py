@@ -7,9 +7,9 @@ from uuid import UUID
 from sqlalchemy import URL
 
 from app.database.sessions import Database
-from app.datanodes.schemas import DataNodeInput, JournalStoreInput
+from app.datanodes.schemas import DEFAULT_STORE, DataNodeInput, JournalStoreInput
 from app.datanodes.service import create_node, invite_node, list_nodes
-from app.datanodes.stores import DEFAULT_STORE, create_store, list_stores
+from app.datanodes.stores import create_store, list_stores
 from app.datanodes.tokens import join_text
 from app.embedded.folder import LOCAL_NODE, Folder, write_private
 from app.embedded.trust import root_of, sealer_of

@@ -8,12 +8,11 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.database.sessions import TenantSession
+from app.datanodes.schemas import DEFAULT_STORE
 from app.models import Host, JournalStore, Site, Tenant
 from app.models.base import key_of
 from app.rights.territory import check_may_hold, may_hold
 from app.tenants.schemas import Plan
-
-DEFAULT_STORE = "default"
 
 
 async def permitted_of(session: TenantSession) -> list[str] | None:

@@ -13,10 +13,11 @@ from sqlalchemy import select
 
 from app.alerts.service import Raised, clear_alerts, open_alerts, raise_alerts
 from app.database.sessions import TenantSession
+from app.datanodes.schemas import DEFAULT_STORE
 from app.events.ledger import Happening
 from app.kit.ids import Kind, show
 from app.models import Host, JournalStore, Machine, Site, Vpg, VpgDisk
-from app.rights.places import DEFAULT_STORE, permitted_of
+from app.rights.places import permitted_of
 from app.rights.territory import may_hold
 from app.vpgs.state import LIVE
 

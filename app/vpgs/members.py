@@ -18,10 +18,10 @@ from app.identity.privileges import Privilege
 from app.kit.ids import BadId, Kind, parse, show
 from app.kit.problems import Problem
 from app.machines.service import disks_of, pools_of, show_place
-from app.models import Disk, Machine, Tenant, Vpg, VpgDisk
-from app.models.tenants import TENANT_LOCK
+from app.models import Disk, Machine, Vpg, VpgDisk
 from app.pools.quotas import check_pools
 from app.tenants.schemas import Plan
+from app.tenants.service import locked_tenant
 from app.vpgs.assignment import disk_name
 from app.vpgs.quotas import Usage, check_usage
 from app.vpgs.retained import RETAINED
@@ -39,10 +39,7 @@ class Member:
 
 async def plan_of(unit: TenantUnit) -> Plan:
     """The tenant's plan. Its row is locked: what uses the plan up comes one after the other."""
-    tenant = await unit.session.orm.get_one(
-        Tenant, unit.session.tenant_id, with_for_update=TENANT_LOCK, populate_existing=True
-    )
-    return Plan(**tenant.plan)
+    return Plan(**(await locked_tenant(unit.session)).plan)
 
 
 #: What a tenant protects. Made once: putting it together costs more than asking it.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
 
+from app.datanodes.schemas import DEFAULT_STORE
 from app.http.schemas import Input, Labels, Name, Output, Text
 from app.vpgs.settings import Settings
 from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
@@ -15,7 +16,6 @@ from app.vpgs.state import Lifecycle, Link, Recovery, Sla, Sync
 MEMBERS_MAX = 256
 Id = Annotated[str, StringConstraints(max_length=80)]
 StoreName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-DEFAULT_STORE = "default"
 
 
 _CHANGE: dict[str, Any] = {

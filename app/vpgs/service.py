@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from app.database.sessions import TenantSession
+from app.datanodes.schemas import DEFAULT_STORE
 from app.dsm.commands import CommandKind, request_command
 from app.dsm.commands import Wanted as Command
 from app.hosts.service import load_hosts
@@ -37,7 +38,6 @@ from app.vpgs.members import add_members, check_plan, find_members, plan_of, rem
 from app.vpgs.plan import is_tighter
 from app.vpgs.quotas import check_rpo
 from app.vpgs.schemas import (
-    DEFAULT_STORE,
     ForceSyncInput,
     MemberInput,
     VpgBody,
