@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.embedded.folder import Folder
-from app.embedded.supervisor import Program
+from app.embedded.supervisor import Launch, Program, execute
 from app.embedded.valkey import broker_url, valkey_program
 
 
@@ -27,11 +27,12 @@ class Doors:
 
 @dataclass(frozen=True)
 class Installation:
-    """One folder, its database, its doors."""
+    """One folder, its database, its doors, and how those that share much are started."""
 
     folder: Folder
     database_url: str
     doors: Doors
+    launch: Launch = execute
 
 
 def programs_of(installation: Installation) -> list[list[Program]]:
@@ -66,7 +67,8 @@ def _api(installation: Installation) -> Program:
         "HOLDFAST_KEYS_SOCKET": str(installation.folder.keys_socket),
         "HOLDFAST_CONTROL_DOORS": json.dumps([address(doors.reached_as, doors.control)]),
     }
-    return _program("api", _shared(installation) | told, listens_on(doors.host, doors.api))
+    is_ready = listens_on(doors.host, doors.api)
+    return _program("api", _shared(installation) | told, is_ready, installation.launch)
 
 
 def _dsm(installation: Installation) -> Program:
@@ -79,7 +81,8 @@ def _dsm(installation: Installation) -> Program:
         # On one machine rows are cheap, and the RPO that is shown is as old as they are.
         "HOLDFAST_CHECKPOINT_RECORD_SECONDS": "5",
     }
-    return _program("dsm", _shared(installation) | told, listens_on(doors.host, doors.control))
+    is_ready = listens_on(doors.host, doors.control)
+    return _program("dsm", _shared(installation) | told, is_ready, installation.launch)
 
 
 def _data_node(installation: Installation) -> Program:
@@ -115,7 +118,7 @@ def _worker(installation: Installation) -> Program:
         "HOLDFAST_WORKER_PROCESSES": "1",
     }
     # What is due waits for a worker; nothing of the start waits for it.
-    return _program("worker", _shared(installation) | told, _at_once)
+    return _program("worker", _shared(installation) | told, _at_once, installation.launch)
 
 
 def _valkey_home(installation: Installation) -> Path:
@@ -127,9 +130,12 @@ async def _at_once() -> bool:
 
 
 def _program(
-    verb: str, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
+    verb: str,
+    environment: Mapping[str, str],
+    is_ready: Callable[[], Awaitable[bool]],
+    launch: Launch = execute,
 ) -> Program:
-    return Program(verb, installed(verb), environment, is_ready)
+    return Program(verb, installed(verb), environment, is_ready, launch=launch)
 
 
 def installed(verb: str) -> list[str]:

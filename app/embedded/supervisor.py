@@ -14,7 +14,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedWriter
 from pathlib import Path
+from typing import Protocol
 
 from host_agent.wire.errors import HoldfastError
 
@@ -35,15 +37,60 @@ class ProcessFailed(HoldfastError):
     code = "process_failed"
 
 
+class Running(Protocol):
+    """A process, as asyncio's are."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None: it has not."""
+
+    async def wait(self) -> int:
+        """How it ended, once it has."""
+
+    def send_signal(self, number: int, /) -> None:
+        """ProcessLookupError if it is gone."""
+
+    def kill(self) -> None:
+        """As `send_signal`."""
+
+
+Launch = Callable[["Program", BufferedWriter], Awaitable[Running]]
+
+
+def ending_with_parent(words: Sequence[str]) -> list[str]:
+    """The words of a process that is told to end when the one that starts it has gone."""
+    return ["setpriv", "--pdeathsig", "TERM", "--", *words]
+
+
+async def execute(program: Program, log: BufferedWriter) -> Running:
+    """Start a program by its words."""
+    return await asyncio.create_subprocess_exec(
+        *ending_with_parent(program.words),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **program.environment},
+        # A Ctrl-C is for the supervisor, which ends them in order.
+        process_group=0,
+    )
+
+
 @dataclass(frozen=True)
 class Program:
-    """A process to run: its words, its environment beside ours, and how to tell it is ready."""
+    """A process to run: its words, its environment beside ours, how to tell it is ready, and how it
+    is started.
+    """
 
     name: str
     words: Sequence[str]
     environment: Mapping[str, str]
     is_ready: Callable[[], Awaitable[bool]]
     stop_signal: signal.Signals = signal.SIGTERM
+    launch: Launch = execute
 
 
 def backoff(before: float, ran_seconds: float) -> float:
@@ -59,7 +106,7 @@ class Child:
 
     program: Program
     log: Path
-    process: asyncio.subprocess.Process | None = None
+    process: Running | None = None
     restarts: int = 0
     last_exit: int | None = None
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_TOLD))
@@ -158,15 +205,7 @@ async def _launch(child: Child) -> None:
     if child.log.exists() and child.log.stat().st_size > _LOG_BYTES_MAX:
         child.log.replace(child.log.with_suffix(".log.1"))
     with child.log.open("ab") as log:
-        child.process = await asyncio.create_subprocess_exec(
-            "setpriv", "--pdeathsig", "TERM", "--", *child.program.words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **child.program.environment},
-            # A Ctrl-C is for the supervisor, which ends them in order.
-            process_group=0,
-        )  # fmt: skip
+        child.process = await child.program.launch(child.program, log)
 
 
 async def _end(child: Child) -> None:

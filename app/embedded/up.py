@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.embedded.folder import Folder, open_folder, write_private
+from app.embedded.nursery import Nursery
 from app.embedded.postgres import Postgres
 from app.embedded.processes import Doors, Installation, address, programs_of
 from app.embedded.supervisor import Supervisor
@@ -78,9 +79,9 @@ def run_up(options: UpOptions, on_started: Callable[[Started], None]) -> int:
 
 async def _run(folder: Folder, options: UpOptions, on_started: Callable[[Started], None]) -> None:
     """Start every process, wait for a signal, end them; a second signal ends them at once."""
-    supervisor = Supervisor(folder.path / "logs", _say_trouble)
+    supervisor, nursery = Supervisor(folder.path / "logs", _say_trouble), Nursery(folder.path)
     stop = _stopped_by_signals(supervisor)
-    starting = asyncio.create_task(_start(folder, options, supervisor))
+    starting = asyncio.create_task(_start(folder, options, supervisor, nursery))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +93,7 @@ async def _run(folder: Folder, options: UpOptions, on_started: Callable[[Started
             task.cancel()
         await asyncio.gather(starting, stopping, return_exceptions=True)
         await supervisor.stop()
+        await nursery.stop()
 
 
 def _stopped_by_signals(supervisor: Supervisor) -> asyncio.Event:
@@ -108,8 +110,11 @@ def _stopped_by_signals(supervisor: Supervisor) -> asyncio.Event:
     return stop
 
 
-async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> Started:
+async def _start(
+    folder: Folder, options: UpOptions, supervisor: Supervisor, nursery: Nursery
+) -> Started:
     """The database, what it needs, then everything else; HoldfastError."""
+    await nursery.begin()
     is_ready = asyncio.Event()
     preparing = asyncio.create_task(_prepare(folder, options, is_ready))
     try:
@@ -129,6 +134,7 @@ async def _start(folder: Folder, options: UpOptions, supervisor: Supervisor) -> 
         Doors(
             options.host, options.reached_as, options.port, options.control_port, options.data_port
         ),
+        nursery.launch,
     )
     for programs in programs_of(installation):
         await supervisor.start(programs)

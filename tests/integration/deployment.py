@@ -73,7 +73,7 @@ class Deployment:
         return (self.state / "provider.key").read_text().strip()
 
     def pid_of(self, words: bytes, *, is_newest: bool = False) -> int:
-        """The oldest or newest process of the service with these words in its command line."""
+        """The oldest or newest process of the service with these words, or of this name."""
         assert self.up is not None
 
         def found() -> int | None:
@@ -238,9 +238,10 @@ class Host(Hypervisor):
 
 
 def command_line(pid: int) -> bytes:
-    """The words of a process, or none where it is gone."""
+    """The words of a process and its name, or none where it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        process = Path(f"/proc/{pid}")
+        return process.joinpath("cmdline").read_bytes() + process.joinpath("comm").read_bytes()
     except OSError:
         return b""
 

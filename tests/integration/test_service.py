@@ -104,10 +104,11 @@ def test_another_tenant_sees_nothing_of_it(deployment: Deployment, shop: Host) -
 
 #: What is killed, and how its process is told from the others.
 PARTS = {
-    "api": b"workers.cli.main\0api",
-    "dsm": b"workers.cli.main\0dsm",
+    "api": b"hf-api",
+    "dsm": b"hf-dsm",
     "keys": b"workers.cli.main\0keys",
-    "worker": b"workers.cli.main\0worker",
+    "worker": b"hf-worker",
+    "nursery": b"hf-nursery",
     "datanode": b"workers.cli.main\0datanode",
     "ingest": b"workers.supervisor.zygote",
     "valkey": b"valkey-server",

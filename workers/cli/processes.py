@@ -74,3 +74,10 @@ PROCESSES: Mapping[str, Callable[[], int]] = {
     "worker": run_worker,
     "datanode": run_datanode,
 }
+
+#: What the API, the managers and workers import, at once or with their first connection: whoever
+#: forks them has it already.
+MODULES = (
+    *("app.http.process", "app.dsm.process", "workers.tasks.celery", "celery.apps.worker"),
+    *("psycopg", "kombu.transport.redis"),
+)

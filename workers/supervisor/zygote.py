@@ -17,14 +17,13 @@ import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 from workers.storage.s3 import warm
 from workers.supervisor.channel import ChannelClosed, receive
 from workers.supervisor.child import run_child
 from workers.supervisor.kinds import ROUTER, SERVICES
 from workers.supervisor.router import run_router
-from workers.supervisor.system import set_name
+from workers.supervisor.system import check_single_threaded, set_name
 
 
 def main() -> int:
@@ -45,13 +44,6 @@ def main() -> int:
             message, descriptors = receive(end)
             _fork(end, message["kind"], descriptors)
     return 0
-
-
-def check_single_threaded() -> None:
-    """RuntimeError if there is a thread: a fork would copy its locks and not the thread."""
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads != 1:
-        raise RuntimeError(f"The parent of all children has {threads} threads.")
 
 
 def _fork(end: socket.socket, kind: str, descriptors: list[int]) -> None:
