@@ -84,7 +84,7 @@ dev-keys: venv  ## write throw-away keys, certificates and configuration files; 
 test: deps venv tap  ## run the tests of both languages; ARGS for pytest
 	@(cd $(TAP) && ../../infra/cargo test --quiet --locked)
 	@$(BIN)/python -m pytest -m alone $(ARGS) || (($$? == 5))  # 5: none was asked for
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not soak and not alone" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not soak and not alone" --durations=40 $(ARGS)
 
 .PHONY: check
 check: venv  ## style, types, import contracts, tidiness
