@@ -28,6 +28,8 @@ from app.keys.port import KeyService
 from app.keys.service import issue_data_key
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
+from app.models.tenants import PROVIDER_ID
+from app.rights.orders import settle_failure
 from app.vpgs.assigning import load_assignment
 from app.vpgs.following import receive_inventory
 from host_agent.wire import control, keyrequest
@@ -202,6 +204,8 @@ class WorkDesk:
 
     def happened(self, place: Place, host_id: UUID, event: Event) -> None:
         self._tell(place, host_id, f"host.{event.kind}", {"what": event.subject, **event.data})
+        if event.kind == control.PLACEMENT_FAILED and place.tenant_id == PROVIDER_ID:
+            self._start(place, lambda: settle_failure(self._tools.database, host_id, event))
 
     def progressed(self, place: Place, host_id: UUID, progress: Progress) -> None:
         self.on_progress(place, host_id, progress)

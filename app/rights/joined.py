@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
+
 from app.database.sessions import TenantSession
 from app.identity.principals import refused
 from app.models import Placement
@@ -29,6 +31,25 @@ async def note_refused(session: TenantSession, placement_id: UUID, failure: dict
     placement = await _locked(session, placement_id)
     if placement.state == PlacementState.REQUESTED:
         move(placement, PlacementEvent.FAIL)
+        placement.failure = failure
+
+
+async def note_failed(session: TenantSession, owner_host_id: UUID, failure: dict[str, Any]) -> None:
+    """The tenant's process cannot start on that host of the provider's. It goes on trying, and what
+    has joined is there.
+    """
+    found = await session.orm.scalars(
+        select(Placement)
+        .where(
+            Placement.tenant_id == session.tenant_id,
+            Placement.owner_host_id == owner_host_id,
+            Placement.state.in_((PlacementState.REQUESTED, PlacementState.FAILED)),
+        )
+        .with_for_update()
+    )
+    for placement in found:
+        if placement.state == PlacementState.REQUESTED:
+            move(placement, PlacementEvent.FAIL)
         placement.failure = failure
 
 

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from app.database.sessions import Database
 from app.events.ledger import Circumstances, Happening, write_ledger
-from app.kit.ids import Kind, parse, show
+from app.kit.ids import BadId, Kind, parse, show
 from app.kit.sealing import Sealer
 from app.operations.service import ORDER
-from app.rights.joined import note_forgotten, note_kept, note_refused
+from app.rights.joined import note_failed, note_forgotten, note_kept, note_refused
 from host_agent.wire import control
 from host_agent.wire.errors import HoldfastError
 
@@ -85,6 +85,20 @@ async def settle_withdrawal(
         elif pool := await note_forgotten(session, key, now):
             happened = Happening("pools.left", show(Kind.POOL, pool))
             await write_ledger(session, [happened], [], Circumstances("dsm", "", "", now))
+        await session.commit()
+
+
+async def settle_failure(database: Database, host_id: UUID, event: control.Event) -> None:
+    """A host of the provider's tells that a placed tenant's process cannot start there; of a tenant
+    that is not placed on it it can tell nothing.
+    """
+    try:
+        tenant_id = parse(Kind.TENANT, event.subject)
+    except BadId:
+        return
+    said = {name: str(event.data.get(name) or "") for name in ("code", "message", "hint")}
+    async with database.tenant(tenant_id) as session:
+        await note_failed(session, host_id, said)
         await session.commit()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from host_agent.wire.control import (
     Assignment,
     AssignmentPush,
     Command,
+    Event,
     FromManager,
     Heartbeat,
     Hello,
@@ -105,6 +106,9 @@ class ManagedHost:
         self._assignment = load_assignment(state.path / "assignment.json")
         self._heartbeat_seconds = _HEARTBEAT_SECONDS
         self._known_inventory: str | None = None
+        #: What else is to be told, at which time (ns); whether the manager is a new one.
+        self.events: Callable[..., Iterable[Event]] = lambda *_, **__: ()
+        self._is_new_manager = False
         self._is_welcome = asyncio.Event()
         self._keys_wanted = asyncio.Event()
         self._desk.on_wanted = self._keys_wanted.set
@@ -195,6 +199,7 @@ class ManagedHost:
         """A manager has us: it hears everything that it may not know."""
         self._heartbeat_seconds = welcome.heartbeat_seconds
         self._known_inventory = welcome.inventory
+        self._is_new_manager = True
         for answer in self.orders.waiting:
             self.link.send(answer)
         self._desk.connected()
@@ -315,7 +320,14 @@ class ManagedHost:
             is_due = found.digest != self._known_inventory or look % _LOOKS_A_REPEAT == 0
             if is_due and self.link.send(found):
                 self._known_inventory = found.digest
+            self._tell_events()
             await asyncio.sleep(_INVENTORY_SECONDS)
+
+    def _tell_events(self) -> None:
+        is_new, self._is_new_manager = self._is_new_manager, False
+        now = self.agent.means.clock.wall_ns()
+        for event in self.events(now, is_new_manager=is_new):
+            self.link.send(event)
 
     async def _discover(self) -> Mapping[str, Any]:
         found = await inventory.look(self.agent, self.reach)

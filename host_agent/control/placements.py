@@ -4,9 +4,10 @@ its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from host_agent.control import enrol
 from host_agent.control.errors import StateUnusable, UnknownTenant
 from host_agent.control.managed import STATE, ManagedHost
 from host_agent.control.state_dir import usable, write_durably
-from host_agent.wire.control import Place, Withdraw
+from host_agent.wire.control import PLACEMENT_FAILED, Event, Place, Withdraw, failure_of
+from host_agent.wire.errors import HoldfastError
 from host_agent.wire.names import check_name
 
 _TENANTS = "tenants"
-_PLACEMENT, _WITHDRAWN = "placement.json", "withdrawn"
+_PLACEMENT, _WITHDRAWN, _FAILURE = "placement.json", "withdrawn", "failure.json"
 _FILE_BYTES_MAX = 16 * 1024
 
 
@@ -56,17 +58,38 @@ def check_owner(directory: Path) -> None:
     enrol.load_identity(directory)
 
 
+def note_failure(directory: Path, error: HoldfastError) -> None:
+    """Leave word in a placed tenant's folder of why its process ended; StateUnusable."""
+    failure = failure_of(error)
+    said = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+    write_durably(directory / _FAILURE, json.dumps(said).encode())
+
+
 class Placements:
-    """The verbs `place` and `withdraw` of the owner's connection. `wake` has the parent look."""
+    """The verbs `place` and `withdraw` of the owner's connection, and word of tenants whose process
+    cannot start. `wake` has the parent look.
+    """
 
     def __init__(self, directory: Path, wake: Callable[[], object]) -> None:
         self._directory = directory
         self._wake = wake
+        self._told: dict[str, Mapping[str, Any]] = {}
 
     def add_to(self, host: ManagedHost) -> None:
         """Have the owner's process do them."""
         host.commands.add(Place, self._place)
         host.commands.add(Withdraw, self._withdraw)
+        host.events = self.failures
+
+    def failures(self, now_ns: int, *, is_new_manager: bool = False) -> Iterator[Event]:
+        """What is to be told of tenants whose process ended badly: each once to each manager."""
+        if is_new_manager:
+            self._told.clear()
+        for tenant in tenants(self._directory):
+            said = _failure_of(folder(self._directory, tenant))
+            if said is not None and said != self._told.get(tenant):
+                self._told[tenant] = said
+                yield Event(PLACEMENT_FAILED, tenant, now_ns, said)
 
     async def _place(self, body: Place) -> Mapping[str, Any]:
         """Repeated with a fresh token, it replaces one that was never used."""
@@ -115,6 +138,14 @@ def join(directory: Path) -> None:
             enrol.set_control_doors(directory, [str(one) for one in placement["control_doors"]])
     with usable(path):
         path.unlink(missing_ok=True)
+        (directory / _FAILURE).unlink(missing_ok=True)
+
+
+def _failure_of(directory: Path) -> dict[str, Any] | None:
+    """What the tenant's process left; None: nothing, or nothing that can be read."""
+    with contextlib.suppress(FileNotFoundError, StateUnusable):
+        return _read(directory / _FAILURE)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

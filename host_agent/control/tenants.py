@@ -154,6 +154,9 @@ class Parent:
             code = self._be(child)
         except HoldfastError as error:
             print(f"holdfast-agent: {_of(child)}: {error.message} {error.hint}", file=sys.stderr)
+            if child.name:
+                with contextlib.suppress(HoldfastError):
+                    placements.note_failure(placements.folder(self._directory, child.name), error)
         except BaseException:  # noqa: BLE001 - this process ends here, and says why
             traceback.print_exc()
         finally:

@@ -340,6 +340,11 @@ class Progress(Fact, frozen=True, tag="progress"):
     step: Title = ""
 
 
+#: The event of a host on which a placed tenant's process cannot start. Its subject is the tenant;
+#: its data are `code`, `message` and `hint`.
+PLACEMENT_FAILED = "placement_failed"
+
+
 class Event(Fact, frozen=True, tag="event"):
     """Something that happened on the host."""
 

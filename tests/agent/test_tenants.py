@@ -20,8 +20,10 @@ import pytest
 from host_agent.control import client
 from host_agent.control.doctor import FAILED, OK, examine
 from host_agent.wire.control import (
+    PLACEMENT_FAILED,
     AssignedDisk,
     AssignedGroup,
+    Event,
     Heartbeat,
     PathSource,
     Place,
@@ -266,6 +268,28 @@ def _read(door: ssl.SSLSocket, length: int) -> bytes:
             raise ConnectionResetError
         data += part
     return data
+
+
+def test_why_a_placed_tenant_s_process_cannot_start_is_told_to_the_owner(shared: Shared) -> None:
+    manager, host, deployment = shared.manager, shared.host, shared.deployment
+    host.start_agent()
+    owner, tenant = manager.view(deployment.tenant(1), OWNER), deployment.tenant(4)
+    (host.disks / tenant.id).mkdir(parents=True, exist_ok=True)
+    spent = shared.api.token(tenant, PLACED)
+    del shared.api.tokens[spent]
+    doors = [f"localhost:{manager.port}"]
+    assert manager.command(owner, Place(tenant.id, spent, doors)).outcome == "done"
+    until(lambda: bool(owner.of(Event)))
+    event = owner.of(Event)[-1]
+    assert (event.kind, event.subject) == (PLACEMENT_FAILED, tenant.id)
+    assert event.data["code"] == "enrolment_failed"
+    assert spent not in str(event.data)
+    # A placement with a good token ends it.
+    manager.command(owner, Place(tenant.id, shared.api.token(tenant, PLACED), doors))
+    manager.view(tenant, PLACED)
+    until(lambda: not (shared.folder(tenant) / "failure.json").exists())
+    assert host.agent is not None
+    host.agent.stop()
 
 
 def test_certificates_renew_themselves_and_doctor_looks(shared: Shared) -> None:

@@ -139,6 +139,46 @@ async def test_a_tenant_is_placed_protected_and_withdrawn(
     assert again != placement_id
 
 
+async def test_a_host_tells_why_a_placed_tenant_s_process_cannot_start(
+    site: Site, process: DsmProcess, stack: AsyncExitStack
+) -> None:
+    cloud, other = [await Cloud(site, process, stack).join(f"cloud-{n}") for n in (1, 2)]
+    assert cloud.owner is not None
+    assert other.owner is not None
+    tenant = await site.service.make_tenant()
+    tenant_id = await id_of(tenant)
+    await set_policy(site.service, tenant, policy(cloud.pool_id, other.pool_id))
+    answer = await ask_to_place(site.service, tenant, cloud.id)
+    order = await cloud.told(control.Place, tenant_id)
+
+    async def state() -> Json:
+        return await placement(site.service, answer.json()["id"])
+
+    said: control.Details = {
+        "code": "enrolment_failed",
+        "message": "The token has run out.",
+        "hint": "Again.",
+    }
+    event = control.Event(control.PLACEMENT_FAILED, tenant_id, 1, said)
+    for owner in (other.owner, cloud.owner):
+        await owner.until(lambda owner=owner: bool(owner.welcomes))  # type: ignore[misc]
+    # What a host says of a tenant that is placed on another is nothing.
+    await other.owner.say(event)
+    await other.owner.say(control.Event(control.PLACEMENT_FAILED, "ten_x", 1, said))
+    await asyncio.sleep(1)
+    assert (await state())["state"] == "requested"
+    await cloud.owner.say(event)
+    shown = await eventually(state, lambda one: one["state"] == "failed")
+    assert shown["failure"] == said
+    # It goes on trying: once it has joined, it is placed.
+    host_id, _ = await site.enrol(order.token)
+    shown = await state()
+    assert (shown["state"], shown["failure"], host_id[:5]) == ("placed", None, "host_")
+    await cloud.owner.say(event)
+    await asyncio.sleep(1)
+    assert (await state())["state"] == "placed"
+
+
 async def test_a_host_that_is_not_there_fails_a_placement_which_is_asked_for_again(
     site: Site, process: DsmProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
