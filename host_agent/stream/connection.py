@@ -165,7 +165,8 @@ class Connection:
         is_many = self._ring.state.head - first + 1 >= self._ring.frame_records
         # A sync's blocks are large and nobody's latest work: the line should never idle for them.
         hurries = self._urgent >= first or self._ring.wants_sync
-        return is_many or hurries or self._preparer.backlog_bytes >= self._bounds().plain
+        backlog = self._preparer.backlog_bytes(self._ring.state.head)
+        return is_many or hurries or backlog >= self._bounds().plain
 
     def _bounds(self) -> FrameLimits:
         rates = [b.rate for b in (self._buckets.replication, self._buckets.throttle) if b.rate]

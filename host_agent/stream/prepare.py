@@ -82,10 +82,12 @@ class Preparer:
         self._look = _LOOK_MIN
         self._payload_end: int | None = None
 
-    @property
-    def backlog_bytes(self) -> int:
-        """Payload bytes in the ring that no frame holds yet; 0 before the first frame."""
-        if self._payload_end is None:
+    def backlog_bytes(self, head: int) -> int:
+        """Payload bytes up to record `head` that no frame holds yet; 0 before the first frame.
+
+        While frames come from the spool, more than there are: what it holds has left the ring.
+        """
+        if self._payload_end is None or self.next_seq > head:
             return 0
         return max(0, self._ring.payload_head() - self._payload_end)
 

@@ -156,7 +156,8 @@ class SyncDriver:
             # What guests wrote before comes first: it completes the last good point.
             return _BUSY_SECONDS
         ahead_max = self._settings.sync_ahead_bytes if self._bucket.rate is None else budget
-        if unsent >= _AHEAD_RECORDS_MAX or self._preparer.backlog_bytes >= ahead_max:
+        backlog = self._preparer.backlog_bytes(self._ring.state.head)
+        if unsent >= _AHEAD_RECORDS_MAX or backlog >= ahead_max:
             return _BUSY_SECONDS
         return self._bucket.wait_seconds(self._clock.monotonic())
 

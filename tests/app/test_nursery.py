@@ -65,7 +65,9 @@ async def test_each_is_told_by_its_environment_alone_and_its_end_is_told(
     assert "HOLDFAST_STORE_URL" in said, "the first one's was not known to the second"
     assert "HOLDFAST_BROKER_URL" not in said
     assert good.returncode is None
-    assert Path(f"/proc/{good.pid}/comm").read_text() == "hf-worker\n"
+    async with asyncio.timeout(60):  # it is told of as soon as it is there
+        while Path(f"/proc/{good.pid}/comm").read_text() != "hf-worker\n":
+            await asyncio.sleep(0.05)
     assert os.getpgid(good.pid) == good.pid
     good.kill()
     assert await good.wait() == -signal.SIGKILL
@@ -81,7 +83,6 @@ async def test_forks_end_with_their_parent_and_another_one_takes_its_place(
     os.kill(parent, signal.SIGKILL)
     async with asyncio.timeout(60):
         assert await first.wait() < 0
-    assert not _is_there(first.pid) or "Z" in Path(f"/proc/{first.pid}/stat").read_text()
     second = await _launch(nursery, tmp_path / "log", "worker", **_worker(tmp_path))
     assert second.returncode is None
     second.kill()

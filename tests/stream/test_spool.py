@@ -15,12 +15,14 @@ from host_agent.stream import spoolfile
 from host_agent.stream.batch import FrameLimits
 from host_agent.stream.errors import RingDamaged, SpoolFailed, SpoolFull
 from host_agent.stream.ports import DataKey
+from host_agent.stream.prepare import Preparer
 from host_agent.stream.ring import RingFile, plain_records
 from host_agent.stream.spool import Spool
 from host_agent.stream.spoolfile import SPOOL_BYTES_MIN, SpoolFile
 from host_agent.wire.hashing import RecordHash
 from host_agent.wire.names import Identity
-from host_agent.wire.record import Op
+from host_agent.wire.record import Op, State
+from host_agent.wire.seal import FrameSealer
 from tests.stream.fake_tap import FakeRing, Item
 
 IDENTITY = Identity("acme", "shop", "hv-01")
@@ -245,3 +247,22 @@ def test_nothing_in_it_is_plain(tmp_path: Path) -> None:
     data = (tmp_path / "shop.spool").read_bytes()
     assert b"secret" not in data
     assert (tmp_path / "shop.spool").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_line_took_from_the_spool_is_no_backlog(filled: Filled, tmp_path: Path) -> None:
+    """Else a sync would wait for ever for a line that has nothing left to send."""
+    sealer = FrameSealer(KEY.key, IDENTITY, GENERATION, b"s" * 32)
+    preparer = Preparer(filled.ring, sealer, RecordHash(), State.RECORDING)
+    preparer.prepare(200, FrameLimits())
+    first = preparer.next_seq
+    assert preparer.backlog_bytes(filled.head) > 8 << 20
+    preparer.spool = open_spool(tmp_path / "s" / "shop.spool")
+    running = hash_until(filled, first - 1)
+    while running.position < filled.head:
+        running = preparer.spool.move(filled.ring, filled.head, running, 8 << 20)
+    while preparer.next_seq <= filled.head:
+        assert preparer.backlog_bytes(filled.head) > 0
+        preparer.prepare(filled.head, FrameLimits())
+    assert preparer.spool.last == filled.head
+    assert preparer.backlog_bytes(filled.head) == 0
+    preparer.spool.close()
