@@ -1,4 +1,8 @@
-"""What a folder keeps of a restore that has begun: `restore.json`. Calls block."""
+"""What a folder keeps of a restore: `restore.json` while it runs, `restored.json` once it is over.
+
+The latter tells people what the images are, and a manager that did not hear of the end and asks
+again that there is nothing left to do. Calls block.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from host_agent.recovery.errors import TargetInUse, target_error
 from host_agent.wire.restoring import Opened
 from host_agent.wire.ticket import Receipt, Ticket
 
-FILE = "restore.json"
+FILE, OVER = "restore.json", "restored.json"
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -69,13 +73,10 @@ def load(folder: Path, ticket: Ticket) -> Kept:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = path.read_bytes()
     except FileNotFoundError:
-        return Kept(ticket.tenant, ticket.vpg, ticket.id)
+        return _over(folder, ticket) or Kept(ticket.tenant, ticket.vpg, ticket.id)
     except OSError as error:
         raise target_error(folder, "used", error) from error
-    try:
-        kept = msgspec.json.decode(data, type=Kept)
-    except (msgspec.DecodeError, UnicodeError):
-        kept = None
+    kept = _parse(data)
     if kept is None or (kept.tenant, kept.vpg) != (ticket.tenant, ticket.vpg):
         raise TargetInUse(
             f"{path} is of another restore.", hint="Name another folder, or remove what is there."
@@ -84,6 +85,25 @@ def load(folder: Path, ticket: Ticket) -> Kept:
         # Its receipts are not of this ticket; its images are gone on from if the moment is theirs.
         return Kept(ticket.tenant, ticket.vpg, ticket.id)
     return kept
+
+
+def _over(folder: Path, ticket: Ticket) -> Kept | None:
+    """What is kept of this very restore, if it is over and all of its images are there still."""
+    try:
+        kept = _parse((folder / OVER).read_bytes())
+        if kept is None or kept.ticket != ticket.id:
+            return None
+        sizes = [(folder / f"{disk.name}.raw").stat().st_size for disk in kept.finished]
+    except OSError:
+        return None
+    return kept if sizes == [disk.size for disk in kept.finished] else None
+
+
+def _parse(data: bytes) -> Kept | None:
+    try:
+        return msgspec.json.decode(data, type=Kept)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
 
 
 def save(folder: Path, kept: Kept) -> None:
@@ -100,9 +120,10 @@ def save(folder: Path, kept: Kept) -> None:
         raise target_error(path, "written", error) from error
 
 
-def forget(folder: Path) -> None:
-    """The restore is over; TargetUnusable."""
+def finish(folder: Path) -> None:
+    """The restore is over. Repeats change nothing. TargetUnusable."""
     try:
-        (folder / FILE).unlink(missing_ok=True)
+        if (folder / FILE).exists():
+            (folder / FILE).replace(folder / OVER)
     except OSError as error:
-        raise target_error(folder / FILE, "removed", error) from error
+        raise target_error(folder / FILE, "renamed", error) from error

@@ -1,6 +1,7 @@
 """A ticket becomes raw images: through whichever data node serves it, over breaks and restarts.
 
 DIRECTORY/restore.json          which moment of which stream it is, while it runs
+DIRECTORY/restored.json         the same, once it is over
 DIRECTORY/DISK.raw              each disk, once it was read back and is right
 """
 
@@ -238,7 +239,7 @@ class _Restore:
         folder = self._wanted.directory
         for disk in self._kept.finished:
             PartialImage(folder, disk.name, disk.size, "").publish()
-        keeping.forget(folder)
+        keeping.finish(folder)
 
     def _advance(self, count: int) -> None:
         self._progress.bytes_done += count

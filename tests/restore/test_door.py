@@ -61,7 +61,8 @@ def test_disks_equal_the_model(world: World, tmp_path: Path, seed: int) -> None:
 
     asyncio.run(run())
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == sorted(f"{name}.raw" for name in world.builder.model.images())
+    images = [f"{name}.raw" for name in world.builder.model.images()]
+    assert left == sorted([*images, "restored.json"])
     assert progress[-1].phase == "verify"
     assert progress[-1].share == 1.0
 
@@ -255,6 +256,29 @@ def test_the_moment_stays_the_same_over_a_break(world: World, tmp_path: Path) ->
 
     asyncio.run(run())
     assert (tmp_path / "out" / "root.raw").read_bytes() == image
+
+
+def test_who_did_not_hear_of_the_end_may_ask_again(world: World, tmp_path: Path) -> None:
+    """An answer may be lost after the last image has its name."""
+    image = world.fill(4)
+    made, out = world.ticket(), tmp_path / "out"
+
+    async def run() -> None:
+        async with serving(world.start) as (address, _):
+            first = await fetch(world, [address], out, ticket=made)
+            (out / "root.raw").write_bytes(image[:-1] + b"x")  # somebody uses it by now
+            again = await fetch(world, [address], out, ticket=made)
+            assert again.as_dict() == first.as_dict()
+            with pytest.raises(TargetInUse):
+                await fetch(world, [address], out, ticket=world.ticket())
+            assert (out / "root.raw").read_bytes() == image[:-1] + b"x"
+            # What was taken away is brought anew.
+            for path in out.glob("*.raw"):
+                path.unlink()
+            await fetch(world, [address], out, ticket=made)
+        assert (out / "root.raw").read_bytes() == image
+
+    asyncio.run(run())
 
 
 def test_another_door_is_tried(world: World, tmp_path: Path) -> None:
