@@ -55,9 +55,9 @@ def ask(service: Service, question: str, **values: Any) -> list[Any]:
     return rows
 
 
-async def protected(service: Service) -> Caller:
+async def protected(service: Service, **plan: Any) -> Caller:
     """A tenant with a host, a machine and a group."""
-    tenant = await service.make_tenant()
+    tenant = await service.make_tenant(plan=plan)
     host_id, _ = await join_host(tenant, "host")
     await report(service, tenant, host_id, machine("db", "vda"))
     await make_vpg(tenant, "group", (await machine_ids(tenant))["db"])
@@ -81,7 +81,11 @@ async def the_job(service: Service, kind: JobKind) -> JobKey:
 
 def tools_of(service: Service, folder: Path) -> StepTools:
     return StepTools(
-        service.tools.database, SystemClock(), f"file://{folder}/store", folder / "keys.sock"
+        service.tools.database,
+        SystemClock(),
+        f"file://{folder}/store",
+        folder / "keys.sock",
+        service.tools.sealer,
     )
 
 

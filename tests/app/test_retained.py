@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from app.jobs.plan import JobKind
+from app.kit.ids import Kind, parse
 from app.vpgs.retained import EXCEEDED, NEAR, alert_of
 from tests.app.service import Caller, Service
 from tests.app.test_jobs import ask, protected, the_job, tools_of
 from workers.tasks.runner import run_job
 from workers.tasks.steps import STEPS
+from workers.tasks.stores import store_of
 
 pytestmark = pytest.mark.anyio
 _SIZES = {"chain/0": 500, "chain/1": 300, "index/1/0": 150, "pins/p": 50}
@@ -83,3 +85,42 @@ async def test_what_a_journal_takes_is_measured_metered_and_limited(
     await _run(service, tmp_path, JobKind.METER_USAGE)
     assert await _codes(tenant) == []
     assert (await tenant.post("/v1/vpgs", {"name": "over"})).status_code == 201
+
+
+async def test_work_on_a_journal_is_done_in_the_store_that_has_it(
+    service: Service, tmp_path: Path
+) -> None:
+    """The default store may not hold this tenant's data: its data nodes write another."""
+    for name, territory in (("default", "US"), ("german", "DE")):
+        store = {"name": name, "url": f"file://{tmp_path}/{name}", "wall": "folder"}
+        answer = await service.provider.post(
+            "/v1/provider/journal-stores", {**store, "territory": territory}
+        )
+        assert answer.status_code == 201, answer.text
+    tenant = await protected(service, territories=["DE"])
+    own = (await tenant.get("/v1/tenant")).json()
+    (group,) = (await tenant.get("/v1/vpgs")).json()["items"]
+    for name, size in (("default", 7), ("german", 512)):
+        file = tmp_path / name / own["id"] / group["id"] / "host_a/chain/0"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(size))
+    await _run(service, tmp_path, JobKind.VPG_COLLECT)
+    (group,) = (await tenant.get("/v1/vpgs")).json()["items"]
+    assert group["retained_bytes"] == 512
+
+
+async def test_a_store_with_one_credential_for_all_is_entered_by_it(
+    service: Service, tmp_path: Path
+) -> None:
+    credential = {"access_key_id": "AK", "secret_access_key": "SK"}
+    store = {"name": "default", "url": "s3://b?endpoint=http://127.0.0.1:1", "wall": "shared"}
+    answer = await service.provider.post(
+        "/v1/provider/journal-stores", {**store, "territory": "CH", **credential}
+    )
+    assert answer.status_code == 201, answer.text
+    tenant = await protected(service)
+    tenant_id = parse(Kind.TENANT, (await tenant.get("/v1/tenant")).json()["id"])
+    tools = tools_of(service, tmp_path)
+    async with tools.database.tenant(tenant_id) as session:
+        found = await store_of(tools.database, session, tools.sealer, tools.store_url)
+    assert found == {"store": store["url"], "credentials": {**credential, "session_token": None}}

@@ -20,6 +20,7 @@ from app.jobs.service import Claim, JobKey, claim_job, fail_job, finish_job, ren
 from app.kit.clock import Clock, SystemClock
 from app.kit.ids import Kind, show
 from app.kit.problems import Problem
+from app.kit.sealing import Sealer
 from app.kit.settings import Address
 from host_agent.wire.errors import HoldfastError
 from workers.tasks.steps import STEPS, StepTools
@@ -35,7 +36,9 @@ class WorkerSettings(DatabaseSettings):
 
     broker_url: str
     worker_processes: int = Field(default=2, ge=1, le=64)
-    store_url: str = Field(description="Where journals are: file:///… or s3://…")
+    store_url: str = Field(
+        description="Where journals are until the provider names stores: file:///… or s3://…"
+    )
     keys_socket: Path
     worker_health_listen: Address | None = Field(
         default=None, description="Plain HTTP on loopback: /health, /ready and /metrics."
@@ -70,6 +73,7 @@ class Runner:
             clock or SystemClock(),
             settings.store_url,
             settings.keys_socket,
+            Sealer(settings.secret),
         )
 
     def close(self) -> None:

@@ -19,10 +19,12 @@ from app.jobs.steps import meter_usage, run_due_acts, tidy_records
 from app.keys.service import wrapped_group_key
 from app.kit.clock import Clock
 from app.kit.ids import Kind, show
+from app.kit.sealing import Sealer
 from app.models import Vpg
 from app.models.base import key_of
 from app.vpgs.retained import enter_retained
 from host_agent.wire.errors import HoldfastError
+from workers.tasks.stores import store_of
 
 _HOUR_SECONDS = 3600
 
@@ -41,8 +43,10 @@ class StepTools:
 
     database: Database
     clock: Clock
+    #: Where journals are, as long as the provider has named no store.
     store_url: str
     keys_socket: Path
+    sealer: Sealer
 
 
 def _of_tenant(step: Callable[[TenantSession, Any], Awaitable[None]]) -> Any:
@@ -56,16 +60,14 @@ def _of_tenant(step: Callable[[TenantSession, Any], Awaitable[None]]) -> Any:
 
 def _of_journal(work: str) -> Any:
     async def run(tools: StepTools, claim: Claim) -> None:
-        order = {"do": work, "store": tools.store_url, **await _order(tools, claim)}
-        await run_journal_job(order)
+        await run_journal_job({"do": work, **await _order(tools, claim)})
 
     return run
 
 
 async def _maintain(tools: StepTools, claim: Claim) -> None:
     """Fold a group's journal; then nobody is offered what was folded away."""
-    order = {"do": "maintain", "store": tools.store_url, **await _order(tools, claim)}
-    answer = await run_journal_job(order)
+    answer = await run_journal_job({"do": "maintain", **await _order(tools, claim)})
     begins = max((one["history_from"] for one in answer["said"]), default=0)
     if begins:
         async with tools.database.tenant(claim.key.tenant_id) as session:
@@ -76,8 +78,7 @@ async def _maintain(tools: StepTools, claim: Claim) -> None:
 
 async def _collect(tools: StepTools, claim: Claim) -> None:
     """Delete what was given up; then it is known what the group keeps in the store."""
-    order = {"do": "collect", "store": tools.store_url, **await _order(tools, claim)}
-    answer = await run_journal_job(order)
+    answer = await run_journal_job({"do": "collect", **await _order(tools, claim)})
     async with tools.database.tenant(claim.key.tenant_id) as session:
         await enter_retained(session, claim.subject, answer["retained_bytes"])
         await session.commit()
@@ -88,7 +89,9 @@ async def _order(tools: StepTools, claim: Claim) -> dict[str, Any]:
         vpg = await session.orm.get_one(Vpg, key_of(session.tenant_id, claim.subject))
         wrapped = await wrapped_group_key(session, claim.subject)
         kept = await kept_checkpoints(session, claim.subject)
+        store = await store_of(tools.database, session, tools.sealer, tools.store_url)
     return {
+        **store,
         "pinned": kept.pinned,
         "released": kept.released,
         "tenant": show(Kind.TENANT, claim.key.tenant_id),
