@@ -181,18 +181,18 @@ def test_control_the_search_finds_a_key(folder: Path) -> None:
         assert "tenant key" in found_in(pid, secrets_of(wrapped, tenant))
 
 
-def pids_of(folder: Path, verb: str) -> list[int]:
-    """The processes of the service in this folder that run this verb."""
+def pids_of(folder: Path, name: str) -> list[int]:
+    """The processes of the service in this folder that have this name."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            told = (entry / "environ").read_bytes()
+            own = (entry / "comm").read_text().strip()
         except OSError:
             continue  # it has just ended
-        if verb.encode() in words and str(folder).encode() in told:
+        if own == name and str(folder).encode() in words:
             found.append(int(entry.name))
     return found
 
@@ -219,8 +219,9 @@ def test_the_api_and_the_managers_hold_no_key(tmp_path: Path) -> None:
         terminal.ask("keys", "export-recovery", *words, "--output", str(file))
         secrets = secrets_of(kept_in(folder), TenantKey.parse(file.read_bytes()))
         secrets["canary"] = str(folder).encode()
-        searched = [pid for verb in ("api", "dsm") for pid in pids_of(folder, verb)]
-        assert len(searched) >= 2
+        names = ("hf-api", "hf-dsm", "hf-worker", "hf-nursery")
+        searched = [pid for name in names for pid in pids_of(folder, name)]
+        assert len(searched) == len(names)
         for pid in searched:
             found = found_in(pid, secrets)
             assert "canary" in found
