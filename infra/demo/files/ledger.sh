@@ -15,7 +15,7 @@ sql() {
 
 is_serving() {
   # By its state: a process that becomes another program has no command line for a moment.
-  pid=$(cat "$RUN/pid" 2>/dev/null) && grep -q '^State:[[:space:]]*[^ZX]' "/proc/$pid/status" 2>/dev/null
+  pid=$(cat "$RUN/pid" 2>/dev/null) && grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$pid/status" 2>/dev/null
 }
 
 case ${1:-} in
