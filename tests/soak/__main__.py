@@ -129,7 +129,8 @@ def main() -> int:
             "simulator": soak.simulate,
             "planted bugs": soak.plant,
             "database": lambda: soak.pytest("database", "-n", "0", "-s", _DATABASE),
-            "long tests": lambda: soak.pytest("long", "-m", "soak"),
+            "long tests": lambda: soak.pytest("long", "-m", "soak and not alone"),
+            "long tests alone": lambda: soak.pytest("alone", "-n", "0", "-m", "soak and alone"),
         }
         if wanted.only:
             if wanted.only not in parts:
