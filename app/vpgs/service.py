@@ -221,9 +221,11 @@ async def change_vpg(unit: TenantUnit, vpg: Vpg, values: dict[str, Any]) -> None
     before = {name: getattr(vpg, name) for name in values}
     if before == values:
         return
+    # Asked for first: a question sends what is changed, and a name may be another group's.
+    plan = await plan_of(unit)
     for name, value in values.items():
         setattr(vpg, name, value)
-    check_settings(await plan_of(unit), vpg)
+    check_settings(plan, vpg)
     vpg.version += 1
     await _flush(unit, vpg.name)
     if before.get("name", vpg.name) != vpg.name or _is_told(before, values):

@@ -157,6 +157,19 @@ async def test_a_forced_sync_reaches_the_manager_as_an_operation(service: Servic
     assert unknown.status_code == 404
 
 
+async def test_a_group_is_not_given_the_name_of_another(service: Service) -> None:
+    place = await make_place(service, "web")
+    await make_vpg(place.tenant, "one", place.machines["web"])
+    other = (await place.tenant.post("/v1/vpgs", {"name": "two"})).json()
+    path, given = f"/v1/vpgs/{other['id']}", {"if-match": "*"}
+    wanted = {"name": "one", "description": "", "labels": {}}
+    refused = await place.tenant.call("PUT", path, json=wanted, headers=given)
+    assert (refused.status_code, refused.json()["code"]) == (409, "name_taken")
+    assert (await place.tenant.get(path)).json()["name"] == "two"
+    renamed = await place.tenant.call("PUT", path, json={**wanted, "name": "three"}, headers=given)
+    assert (renamed.status_code, renamed.json()["name"]) == (200, "three")
+
+
 async def test_a_disk_is_in_one_group(service: Service) -> None:
     place = await make_place(service, "web")
     await make_vpg(place.tenant, "one", place.machines["web"])
