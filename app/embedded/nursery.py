@@ -25,10 +25,10 @@ _MESSAGE_BYTES_MAX = 64 * 1024
 class Fork:
     """A process of the nursery's; the supervisor's view of it. Signals go to it and no other."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, handle: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._handle = os.pidfd_open(pid)
+        self._handle = handle
         self._ended = asyncio.Event()
 
     async def wait(self) -> int:
@@ -103,27 +103,30 @@ class Nursery:
             assert self._end is not None
             order = {"verb": program.name, "environment": {**os.environ, **program.environment}}
             self._asked = asyncio.get_running_loop().create_future()
-            socket.send_fds(self._end, [json.dumps(order).encode()], [log.fileno()])
+            try:
+                socket.send_fds(self._end, [json.dumps(order).encode()], [log.fileno()])
+            except OSError:
+                raise _gone() from None
             return await self._asked
 
     def _read(self, end: socket.socket) -> None:
         try:
-            told = end.recv(_MESSAGE_BYTES_MAX)
+            told, handles, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, 1)
         except BlockingIOError:
             return
         except OSError:
-            told = b""
+            told, handles = b"", []
         if told:
-            self._hear(json.loads(told))
+            self._hear(json.loads(told), handles)
         else:
             self._lose(end)
 
-    def _hear(self, told: dict[str, Any]) -> None:
+    def _hear(self, told: dict[str, Any], handles: list[int]) -> None:
         pid = told["pid"]
         if "status" in told:
             self._forks.pop(pid).ended(told["status"])
             return
-        self._forks[pid] = fork = Fork(pid)
+        self._forks[pid] = fork = Fork(pid, handles[0])
         if self._asked is not None and not self._asked.done():
             self._asked.set_result(fork)
 
@@ -135,7 +138,7 @@ class Nursery:
             fork.forsaken()
         self._forks.clear()
         if self._asked is not None and not self._asked.done():
-            self._asked.set_exception(ProcessFailed("The parent of the processes ended."))
+            self._asked.set_exception(_gone())
 
     async def stop(self) -> None:
         """End the parent; what it has forked is to be ended before."""
@@ -147,3 +150,7 @@ class Nursery:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             await self._process.wait()
+
+
+def _gone() -> ProcessFailed:
+    return ProcessFailed("The parent of the processes ended.", retryable=True)

@@ -175,7 +175,9 @@ class Supervisor:
             self._tell(child, wait, now)
             child.restarts += 1
             await asyncio.sleep(wait)
-            await _launch(child)
+            # One that could not be started has ended as it did before: told, and tried once more.
+            with contextlib.suppress(ProcessFailed):
+                await _launch(child)
 
     def _tell(self, child: Child, wait: float, now: float) -> None:
         often = f", {DEATHS_TOLD} times in 10 minutes" if child.dies_often(now) else ""

@@ -62,8 +62,10 @@ def _serve(end: socket.socket) -> str | None:
                 _become(order["verb"], order["environment"], log)
                 return str(order["verb"])
             os.close(log)
-            children[os.pidfd_open(pid)] = pid
-            end.send(json.dumps({"pid": pid}).encode())
+            handle = os.pidfd_open(pid)
+            children[handle] = pid
+            # With its handle: by the time that this is read it may have ended and be gone.
+            socket.send_fds(end, [json.dumps({"pid": pid}).encode()], [handle])
 
 
 def _receive(end: socket.socket) -> tuple[dict[str, Any] | None, int]:
