@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from app.database.sessions import Database, SystemSession, TenantSession
 from app.datanodes.records import HostRow, TenantRow, make_record
-from app.datanodes.stores import access_of
+from app.datanodes.stores import access_of, chosen_store, stores_by_age
 from app.kit.ids import Kind, parse, show
 from app.models import (
     DataNode,
@@ -27,7 +27,7 @@ from app.models import (
 from app.models.datanodes import NodeState
 from app.models.hosts import HostState
 from app.models.tenants import PROVIDER_ID, TenantState
-from app.rights.places import choose_store, permitted_of
+from app.rights.places import choose_store
 from app.rights.territory import may_hold
 from app.tenants.schemas import Plan
 from app.vpgs.state import LIVE
@@ -96,17 +96,15 @@ async def load_records(tools: NodeTools, tenants: Sequence[str]) -> AsyncIterato
     if not tenants:
         return
     async with tools.database.system() as session:
-        found = await session.orm.scalars(select(JournalStore).order_by(JournalStore.id))
-        stores = {store.name: store for store in found}
-    places = [(store.name, store.territory) for store in stores.values()]
+        stores = await stores_by_age(session)
     for tenant in tenants:
         async with tools.database.tenant(parse(Kind.TENANT, tenant)) as session:
             # The number first: what is read after it may be newer, and is then sent once more.
             row = await _tenant_row(session)
-            name = choose_store(await permitted_of(session), places)
-            if name is None:
+            store = await chosen_store(session, stores)
+            if store is None:
                 continue
-            access = await access_of(session, stores[name], tools.sealer)
+            access = await access_of(session, store, tools.sealer)
             if row is not None and access is not None:
                 yield make_record(row, access, await _host_rows(session), tools.clock.now())
 

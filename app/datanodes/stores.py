@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -11,13 +12,14 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from app.database.sessions import ProviderSession, TenantSession
+from app.database.sessions import ProviderSession, SystemSession, TenantSession
 from app.datanodes.schemas import JournalStoreInput, StoreCredentialInput
 from app.http.unit import ProviderUnit
 from app.kit.ids import BadId, Kind, new_uuid, parse, show
 from app.kit.problems import Problem, not_found
 from app.kit.sealing import Sealer
 from app.models import JournalStore, StoreCredential, Tenant, TenantRecordNumber
+from app.rights.places import choose_store, permitted_of
 from host_agent.wire.serving import StoreAccess
 
 _SHARED, _OWN = "journal_stores.sealed_credential", "store_credentials.sealed"
@@ -109,6 +111,20 @@ async def put_credential(
         )
         await session.commit()
     return shown
+
+
+async def stores_by_age(session: SystemSession) -> list[JournalStore]:
+    """All stores, for `chosen_store`."""
+    return list(await session.orm.scalars(select(JournalStore).order_by(JournalStore.id)))
+
+
+async def chosen_store(
+    session: TenantSession, stores: Sequence[JournalStore]
+) -> JournalStore | None:
+    """Which of them, by their age, has the tenant's journals; None: none may."""
+    places = [(store.name, store.territory) for store in stores]
+    name = choose_store(await permitted_of(session), places)
+    return next((store for store in stores if store.name == name), None)
 
 
 async def access_of(

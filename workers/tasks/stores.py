@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
-
 from app.database.sessions import Database, TenantSession
-from app.datanodes.stores import access_of
+from app.datanodes.stores import access_of, chosen_store, stores_by_age
 from app.kit.sealing import Sealer
-from app.models import JournalStore
-from app.rights.places import choose_store, permitted_of
 from host_agent.wire.errors import HoldfastError
 
 _CREDENTIAL = ("access_key_id", "secret_access_key", "session_token")
@@ -34,18 +30,15 @@ async def store_of(
     `otherwise` is the URL where the provider has named no store yet.
     """
     async with database.system() as system:
-        found = await system.orm.scalars(select(JournalStore).order_by(JournalStore.id))
-        stores = {store.name: store for store in found}
+        stores = await stores_by_age(system)
     if not stores:
         return {"store": otherwise, "credentials": None}
-    places = [(store.name, store.territory) for store in stores.values()]
-    name = choose_store(await permitted_of(session), places)
-    if name is None:
+    store = await chosen_store(session, stores)
+    if store is None:
         raise NoStore(
             "No journal store lies where the tenant's data may be.",
             hint="Add a store in one of the tenant's territories.",
         )
-    store = stores[name]
     access = await access_of(session, store, sealer) if store.wall == "shared" else None
     if access is None or access.access_key_id is None:
         return {"store": store.url, "credentials": None}
