@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.content import difference
 from tests.tap import nbd
 from tests.tap.conftest import StartTap
 from tests.tap.daemon import Attached, Tap
@@ -67,7 +68,8 @@ class Recovery:
         while not client.has_answer(0.01):
             while self.provider.channel.events or self._has_event():
                 self.provider.give(self.provider.channel.next_event())
-        assert client.receive().data == self.expected[first * SECTOR : (first + count) * SECTOR]
+        expected = self.expected[first * SECTOR : (first + count) * SECTOR]
+        assert not difference(client.receive().data, expected)
 
     def _has_event(self) -> bool:
         try:
@@ -112,10 +114,10 @@ class Recovery:
         for _ in range(steps):
             self.rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
         self.provider.serve()
-        assert self.clients[0].read(0, SIZE) == self.expected
+        assert not difference(self.clients[0].read(0, SIZE), self.expected)
         self.provider.halt()
         assert self.provider.missing()[1] == 0
-        assert self.attached.path.read_bytes() == self.expected
+        assert not difference(self.attached.path.read_bytes(), self.expected)
         self.provider.close()
 
 
