@@ -331,7 +331,8 @@ async def _group_body(session: TenantSession, waiting: Waiting, given: Mapping[s
     if waiting.kind == CommandKind.FORCE_SYNC:
         return control.ForceSync(vpg, given.get("disk"), bool(given.get("full")))
     if waiting.kind == CommandKind.CHECKPOINT:
-        return control.Checkpoint(vpg, _checkpoint_id(given).hex, given.get("tag"))
+        checkpoint_id = _checkpoint_id(given).hex
+        return control.Checkpoint(vpg, checkpoint_id, given.get("tag"), is_awaited=True)
     row = await session.orm.get_one(Vpg, key_of(session.tenant_id, waiting.subject))
     return control.Limit(
         vpg, row.settings["replication_mbit_per_s"], row.settings["sync_mbit_per_s"]

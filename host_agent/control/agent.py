@@ -118,6 +118,8 @@ class Agent:
         self._offload = ThreadOffload()
         self.means = Means(RealClock(), RealRandom(), self._offload)
         self._narrator: asyncio.Task[None] | None = None
+        #: A group is in another state than a second ago.
+        self.on_change: Callable[[], None] = lambda: None
         self.groups = {group.name: self._make(group) for group in config.groups}
 
     def _make(self, group: GroupConfig) -> Group:
@@ -271,6 +273,7 @@ class Agent:
                 now = status.headline(group.stream)
                 if told.get(name) != now:
                     told[name] = now
+                    self.on_change()
                     _log.info("group %s: %s", name, ", ".join(str(word) for word in now if word))
             await asyncio.sleep(1.0)
 

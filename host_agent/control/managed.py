@@ -40,6 +40,7 @@ from host_agent.wire.control import (
     Answer,
     Assignment,
     AssignmentPush,
+    Checkpoint,
     Command,
     Event,
     FromManager,
@@ -63,6 +64,9 @@ STATE = "state"
 #: changed is sent at once, all of it now and then: nothing says that a message was lost on its way.
 _INVENTORY_SECONDS, _LOOKS_A_REPEAT = 10.0, 3
 _HEARTBEAT_SECONDS = 10.0
+#: News that somebody waits for is told without waiting for the next heartbeat, this often at most;
+#: that the journal has a checkpoint is such news for this long.
+_NEWS_SECONDS_MIN, _AWAITED_SECONDS_MAX = 0.5, 60.0
 _KEYS_SECONDS = 5.0
 _RESTART_SECONDS = 5.0
 #: Commands that are being carried out. A manager that asks for more is told so.
@@ -110,6 +114,8 @@ class ManagedHost:
         self.events: Callable[..., Iterable[Event]] = lambda *_, **__: ()
         self._is_new_manager = False
         self._is_welcome = asyncio.Event()
+        self._news = asyncio.Event()
+        self.agent.on_change = self._news.set
         self._keys_wanted = asyncio.Event()
         self._desk.on_wanted = self._keys_wanted.set
         self._tasks: set[asyncio.Task[None]] = set()
@@ -250,6 +256,21 @@ class ManagedHost:
             # What cannot be kept is said all the same, once.
             await self.orders.finish(answer)
         self.link.send(answer)
+        if isinstance(message, Command) and answer.outcome == "done":
+            self._tell_when_stored(control.body_of(message), answer.result or {})
+
+    def _tell_when_stored(self, body: control.Body, result: Mapping[str, Any]) -> None:
+        if isinstance(body, Checkpoint) and body.is_awaited:
+            generation, seq = bytes.fromhex(result["generation"]), result["seq"]
+            self._spawn(self._await_stored(body.vpg, generation, seq), self._tasks)
+
+    async def _await_stored(self, vpg: str, generation: bytes, seq: int) -> None:
+        group = self.agent.groups.get(vpg)
+        with contextlib.suppress(TimeoutError, HoldfastError):
+            async with asyncio.timeout(_AWAITED_SECONDS_MAX):
+                if group is not None:
+                    await group.the_stream().wait_stored(generation, seq)
+                    self._news.set()
 
     def _tell(self, message: Command, share: float, step: str) -> None:
         self.link.send(Progress(message.epoch, message.number, share, step))
@@ -308,10 +329,14 @@ class ManagedHost:
     async def _beat(self) -> None:
         while True:
             await self._is_welcome.wait()
+            self._news.clear()
             is_up, groups = await self._reporter.report(self.applier.disks())
             now = self.agent.means.clock.wall_ns()
             self.link.send(Heartbeat(now, "up" if is_up else "down", groups))
-            await asyncio.sleep(self._heartbeat_seconds)
+            await asyncio.sleep(min(_NEWS_SECONDS_MIN, self._heartbeat_seconds))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_seconds - _NEWS_SECONDS_MIN):
+                    await self._news.wait()
 
     async def _look_around(self) -> None:
         for look in itertools.count():

@@ -108,11 +108,16 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Put a marker into the group's stream. `id` names the checkpoint."""
+    """Put a marker into the group's stream. `id` names the checkpoint.
+
+    `is_awaited`: somebody waits until the journal has it, so it is stored without waiting for
+    company, and a heartbeat says so at once.
+    """
 
     vpg: Name
     id: Hex32
     tag: Title | None = None
+    is_awaited: bool = False
 
 
 class Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -291,7 +296,10 @@ class GroupFacts(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(Fact, frozen=True, tag="heartbeat"):
-    """Every `heartbeat_seconds`. Also the facts from which the recovery point is computed."""
+    """Every `heartbeat_seconds`, and when there is news that somebody waits for.
+
+    Also the facts from which the recovery point is computed.
+    """
 
     time_ns: Number
     tap: Literal["up", "down"]

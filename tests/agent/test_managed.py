@@ -6,8 +6,10 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,10 @@ class Scene:
 
 def in_sync(facts: GroupFacts) -> bool:
     return facts.sync == "in_sync" and facts.phase == "streaming"
+
+
+def _has_stored(seq: int, facts: GroupFacts) -> bool:
+    return facts.stored_seq >= seq
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +162,33 @@ def test_commands_are_obeyed_once_and_in_order(scene: Scene) -> None:
     manager.wait_facts(view, one.vpg, in_sync)
     source = disk.read_bytes()
     assert scene.deployment.export(scene.tenant, one.vpg)["disk_1"] == source
+
+
+def test_what_somebody_waits_for_is_told_at_once(scene: Scene) -> None:
+    """That a group is in sync, and that the journal has a checkpoint: long before a heartbeat is
+    due. The control: of a checkpoint that nobody waits for nothing is told.
+    """
+    manager = scene.manager
+    manager.heartbeat_seconds = 3600
+    one = scene.group(1, scene.host.make_disk("soon"))
+    view = scene.connect()
+    scene.protect(view, one)
+    told: list[bool] = []
+    with NbdClient(scene.uri(view, one.vpg)) as client:
+        for number, is_awaited in enumerate((True, False), 1):
+            client.write(4096 * number, b"data" * 1024)
+            body = Checkpoint(one.vpg, f"{number:032x}", is_awaited=is_awaited)
+            result = manager.command(view, body).result
+            assert result is not None
+            seq = int(str(result["seq"]))
+            if is_awaited:
+                manager.wait_facts(view, one.vpg, partial(_has_stored, seq))
+            else:
+                time.sleep(4)
+            known = manager.facts(view, one.vpg)
+            told.append(known is not None and _has_stored(seq, known))
+    assert told == [True, False]
+    assert scene.host.status()["groups"][0]["stored"] >= seq, "it was stored all the same"
 
 
 def test_a_manager_that_was_replaced_is_not_obeyed(scene: Scene) -> None:
