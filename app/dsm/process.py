@@ -78,7 +78,7 @@ class DsmSettings(DatabaseSettings):
     lease_renew_seconds: float = 2.0
     lease_act_seconds: float = 6.0
     lease_gone_seconds: float = 8.0
-    command_poll_seconds: float = Field(default=1.0, gt=0)
+    command_poll_seconds: float = Field(default=0.5, gt=0)
     revocation_poll_seconds: float = Field(default=5.0, gt=0, le=25)
     checkpoint_record_seconds: float = Field(
         default=60.0, ge=0, description="How long checkpoints wait to be written together."

@@ -104,6 +104,10 @@ class Group:
         wait_until(f"{self.name} of {self.seat.tenant.name} is in sync", _SECONDS, is_synced)
 
 
+Furnish = Callable[[Seat], None]
+"""Gives a tenant's machines their disks, as they are there before any of ours runs."""
+
+
 @dataclass
 class Host:
     """Its tap and its agent are ours to end."""
@@ -121,17 +125,20 @@ class Host:
         """Everything that the host has."""
         return self.shell.folder / self.folder
 
-    def join(self, tenant: Tenant, name: str) -> Seat:
+    def join(self, tenant: Tenant, name: str, furnish: Furnish) -> Seat:
         """Enrol with a join token of the tenant, and run."""
         token = f"{self.folder}.token"
         self.path.mkdir()
         tenant.run("host", "join", name, "--site", SITE, "--save-token", token)
         seat = self._seat(tenant, self.folder, self._identity, ("--host", name))
+        furnish(seat)
         self._enrol(tenant.service, token, f"[inventory]\n{_reach(self.path)}")
         self._start()
         return seat
 
-    def serve(self, service: Service, name: str, tenants: Sequence[Tenant]) -> list[Seat]:
+    def serve(
+        self, service: Service, name: str, tenants: Sequence[Tenant], furnish: Furnish
+    ) -> list[Seat]:
         """Join as the provider's host, and have these tenants placed on it."""
         token = f"{self.folder}.token"
         self.path.mkdir()
@@ -147,6 +154,8 @@ class Host:
             )
             for tenant in tenants
         ]
+        for seat in seats:
+            furnish(seat)
         host_id = self._enrol(service, token, f"[placed]\n{_reach(self.path / '{tenant}')}")
         self._start()
         for tenant in tenants:

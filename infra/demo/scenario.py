@@ -74,7 +74,6 @@ class Demonstration:
     def _join(self) -> None:
         with self.report.step("Three hosts join: one of each, and one that serves both"):
             self.world.join_hosts()
-            self.world.place_disks()
 
     def _protect(self) -> None:
         with self.report.step("Protect their machines: a group for each"):

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from infra.demo.guest import Guest, fetch_kernel, make_initrd
@@ -58,6 +59,9 @@ class World:
     cleanup: ExitStack
     acknowledged: Acknowledged = field(default_factory=Acknowledged)
 
+    #: The disk with the database, wherever it lies now.
+    disk: Path = field(init=False)
+
     def __post_init__(self) -> None:
         logs = self.folder / "logs"
         logs.mkdir(mode=0o700)
@@ -108,16 +112,25 @@ class World:
         self.acme, self.globex = (self.service.make_tenant(name) for name in ("Acme", "Globex"))
 
     def join_hosts(self) -> None:
-        """A host of each tenant, and one of the provider that serves both."""
+        """A host of each tenant, one of the provider's that serves both, and their machines."""
         for tenant in (self.acme, self.globex):
             tenant.run("site", "create", SITE, "--territory", TERRITORY)
         self.lost_host = self._host("acme-host")
-        self.at_acme = self.lost_host.join(self.acme, "hypervisor-1")
-        self.at_globex = self._host("globex-host").join(self.globex, "hypervisor-1")
+        self.at_acme = self.lost_host.join(self.acme, "hypervisor-1", self._move_disk)
+        books, notes = partial(_make_machine, BOOKS), partial(_make_machine, NOTES)
+        self.at_globex = self._host("globex-host").join(self.globex, "hypervisor-1", books)
         self.shared_host = self._host("shared-host")
         self.acme_shared, self.globex_shared = self.shared_host.serve(
-            self.service, "hypervisor-9", (self.acme, self.globex)
+            self.service, "hypervisor-9", (self.acme, self.globex), notes
         )
+        self.written = [
+            self._notes(self.acme_shared, NOTES),
+            self._notes(self.globex_shared, NOTES),
+            self._notes(self.at_globex, BOOKS),
+        ]
+
+    def _move_disk(self, seat: Seat) -> None:
+        self.disk = self.disk.rename(seat.disk(MACHINE))
 
     def _host(self, folder: str) -> Host:
         host = Host(self.shell, folder)
@@ -133,18 +146,7 @@ class World:
         make_disk(self.disk, self.folder, self.owner)
         return self.disk
 
-    def place_disks(self) -> None:
-        """Give the disks to their hosts; those for notes are empty."""
-        self.disk = self.disk.rename(self.at_acme.disk(MACHINE))
-        self.written = [
-            self._notes(self.acme_shared, NOTES),
-            self._notes(self.globex_shared, NOTES),
-            self._notes(self.at_globex, BOOKS),
-        ]
-
     def _notes(self, seat: Seat, machine: str) -> Written:
-        with seat.disk(machine).open("xb") as file:
-            file.truncate(NOTEBOOK_BYTES)
         folder = self.folder / f"{machine}-{seat.tenant.profile}"
         folder.mkdir()
         notebook = Notebook(self.processes, folder, secrets.token_hex(16))
@@ -174,3 +176,9 @@ class World:
         self.service.stop()
         for host in self.hosts:
             host.stop()
+
+
+def _make_machine(name: str, seat: Seat) -> None:
+    """Its disk, empty."""
+    with seat.disk(name).open("xb") as file:
+        file.truncate(NOTEBOOK_BYTES)
