@@ -16,6 +16,8 @@ import pytest
 from host_agent.wire.keys import TenantKey
 from tests.app.test_up import HOLDFAST, free_port, running, state_folder
 
+pytestmark = pytest.mark.xdist_group("commands")
+
 
 @dataclass(frozen=True)
 class Terminal:

@@ -28,6 +28,8 @@ from workers.ingest.errors import SessionEnded
 from workers.ingest.tls import peer_of, server_context
 from workers.ingest.transport import TlsTransport
 
+pytestmark = pytest.mark.xdist_group("enrol")
+
 AGENT = str(Path(sys.executable).with_name("holdfast-agent"))
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.app.test_commands import Terminal
 from tests.app.test_up import HOLDFAST, free_port, running, state_folder
 
+pytestmark = pytest.mark.xdist_group("protection commands")
+
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:

@@ -14,6 +14,8 @@ from infra.demo.processes import json_output, tool
 from tests.app.test_commands import Terminal
 from tests.app.test_up import free_port, running, state_folder
 
+pytestmark = pytest.mark.xdist_group("provider commands")
+
 PROVIDER = ("--profile", "provider")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def _ran(case: ET.Element) -> Ran:
     # A class of tests is a part of its own behind the module's.
     last = max(n for n, part in enumerate(parts) if part.startswith("test_"))
     path = "/".join(parts[: last + 1]) + ".py"
-    test = "::".join([path, *parts[last + 1 :], name.partition("[")[0]])
+    test = "::".join([path, *parts[last + 1 :], re.split(r"[\[@]", name, maxsplit=1)[0]])
     return Ran(test, name, float(case.get("time", 0)), outcome)
 
 

@@ -10,7 +10,7 @@ from tests.soak.summary import Ran, Run, Step, read_report, render
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.wire.test_seal" name="test_a[1-x]" time="1.5"/>
-<testcase classname="tests.ingest.test_parts.TestGate" name="test_b" time="2">
+<testcase classname="tests.ingest.test_parts.TestGate" name="test_b@service" time="2">
 <failure message="no"/></testcase>
 <testcase classname="tests.wire.test_seal" name="test_c" time="0"><skipped/></testcase>
 </testsuite></testsuites>"""
@@ -30,7 +30,7 @@ def _run(*, is_good: bool) -> Run:
 def test_a_report_is_read() -> None:
     assert read_report(REPORT) == [
         Ran("tests/wire/test_seal.py::test_a", "test_a[1-x]", 1.5, "passed"),
-        Ran("tests/ingest/test_parts.py::TestGate::test_b", "test_b", 2.0, "failed"),
+        Ran("tests/ingest/test_parts.py::TestGate::test_b", "test_b@service", 2.0, "failed"),
         Ran("tests/wire/test_seal.py::test_c", "test_c", 0.0, "skipped"),
     ]
 
