@@ -27,7 +27,7 @@ from tests.integration.nbd import NbdClient
 from tests.integration.place import MIB, Place
 from tests.integration.site import GROUP
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 STRETCH_SECONDS = 3.0
 
@@ -68,6 +68,7 @@ def disturbed(place: Place, how: str) -> Iterator[None]:
         place.site.start_agent()
 
 
+@pytest.mark.alone
 @pytest.mark.invariant("I1", "I6", "I12")
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a1_full_load_does_not_notice_the_agent(place: Place, how: str) -> None:
@@ -89,6 +90,7 @@ def test_a1_full_load_does_not_notice_the_agent(place: Place, how: str) -> None:
     assert place.export("latest-write") == source
 
 
+@pytest.mark.alone
 @pytest.mark.invariant("I6")
 def test_a1_control_a_tap_that_awaits_the_agent_is_noticed(place: Place) -> None:
     uri = place.protect()
