@@ -193,5 +193,5 @@ async def test_control_numbers_of_a_sequence_are_missed(
 
     monkeypatch.setattr("tests.app.test_sites.write_ledger", unlocked)
     with pytest.raises((TimeoutError, AssertionError)):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(8):
             await write_and_read(service, 20)
