@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -40,6 +41,16 @@ def is_drained(host: Host) -> bool:
     except DemoFailed:
         return False
     return bool(now["stored"] == now["head"] and now["state"] == "recording")
+
+
+def told_by(host: Host) -> str:
+    """What the agent says of its group, and what it wrote."""
+    assert host.agent is not None
+    try:
+        status = json.dumps(host.agent_status())
+    except DemoFailed as error:
+        status = str(error)
+    return f"{status}\n{host.agent.tail()}"
 
 
 def cli(home: Path, *words: str | Path, typed: str = "") -> str:
@@ -120,7 +131,10 @@ def test_replication_goes_on_and_who_was_shut_out_stays_out(tmp_path: Path) -> N
             "datanode-alone", [tool("holdfast"), "datanode"], env={**told, **later}
         )
         write(kept, 3)
-        until("what was written is stored", lambda: is_drained(kept))
+        try:
+            until("what was written is stored", lambda: is_drained(kept))
+        except AssertionError as error:
+            pytest.fail(f"{error}\n{told_by(kept)}\n{node.tail()}")
         log = node.log.read_text()
         assert "event=certificate_late" in log
         until("who is out was refused", lambda: "event=peer_refused" in node.log.read_text())
