@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -251,7 +251,7 @@ class Intake:
         if waiting.kind in _OF_PLACEMENTS:
             await self._settle(waiting, error)
         if waiting.operation_id is not None and waiting.kind != CommandKind.ASSIGN:
-            await self._end_operation(waiting, waiting.operation_id, errand.answers, error)
+            await self._end_operation(errand, waiting.operation_id, error)
         state = CommandState.DONE if error is None else CommandState.FAILED
         async with self._tools.database.system() as session:
             await mark(session, [waiting], state)
@@ -270,18 +270,15 @@ class Intake:
             await settle_withdrawal(database, order, error, self._tools.wall())
 
     async def _end_operation(
-        self,
-        waiting: Waiting,
-        operation_id: UUID,
-        answers: Mapping[UUID, Answer],
-        error: HoldfastError | None,
+        self, errand: Errand, operation_id: UUID, error: HoldfastError | None
     ) -> None:
-        now = self._tools.wall()
+        now, waiting, answers = self._tools.wall(), errand.waiting, errand.answers
+        taken_seconds = self._tools.now() - errand.sent_at if errand.sent else 0.0
         outcome = {show(Kind.HOST, host): one.result or {} for host, one in answers.items()}
         happenings: list[Happening] = []
         async with self._tools.database.tenant(waiting.place.tenant_id) as session:
             try:
-                await advance(session, operation_id, now)
+                await advance(session, operation_id, now - timedelta(seconds=taken_seconds))
                 if waiting.kind == CommandKind.CHECKPOINT:
                     taken = await _checkpoint_taken(session, waiting, answers, error)
                     happenings += await record_checkpoints(session, [taken], now)

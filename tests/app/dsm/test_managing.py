@@ -98,6 +98,7 @@ async def test_a_tagged_checkpoint_is_complete_when_the_journal_has_it(world: Pr
         lambda: get(world.tenant, path), lambda op: op["state"] in ("succeeded", "failed")
     )
     assert done["state"] == "succeeded", done
+    assert done["created_at"] < done["started_at"] < done["finished_at"]
     listed = await get(world.tenant, f"/v1/vpgs/{world.vpg['id']}/checkpoints")
     (found,) = [one for one in listed["items"] if one["tag"] == "before the upgrade"]
     assert found["state"] == "complete"
