@@ -118,7 +118,7 @@ class Agent:
         self._offload = ThreadOffload()
         self.means = Means(RealClock(), RealRandom(), self._offload)
         self._narrator: asyncio.Task[None] | None = None
-        #: A group is in another state than a second ago.
+        #: The condition of a group is another than a second ago.
         self.on_change: Callable[[], None] = lambda: None
         self.groups = {group.name: self._make(group) for group in config.groups}
 
@@ -266,14 +266,18 @@ class Agent:
     async def _narrate(self) -> None:
         """Tell the log when something changes that a person would want to know."""
         told: dict[str, tuple[object, ...]] = {}
+        conditions: dict[str, tuple[str | None, ...]] = {}
         while True:
             for name, group in self.groups.items():
                 if group.stream is None:
                     continue
+                condition = status.condition(group.stream)
+                if conditions.get(name) != condition:
+                    conditions[name] = condition
+                    self.on_change()
                 now = status.headline(group.stream)
                 if told.get(name) != now:
                     told[name] = now
-                    self.on_change()
                     _log.info("group %s: %s", name, ", ".join(str(word) for word in now if word))
             await asyncio.sleep(1.0)
 

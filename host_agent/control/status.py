@@ -31,14 +31,22 @@ _WHY = {
 }
 
 
-def headline(stream: Stream) -> tuple[object, ...]:
-    """What a log tells when it changes."""
+def condition(stream: Stream) -> tuple[str | None, ...]:
+    """What somebody may wait for: state, why it needs a sync, what waits for a person.
+
+    Whether it is connected is no part of it: thousands of streams lose an ingest at once.
+    """
     ring, alert = stream.ring, stream.decider.alert
     state = ring.state.state.name.lower() if ring else None
     cause = ring.state.cause if ring and ring.wants_sync else None
-    trouble = alert.message if alert else None
-    failure = stream.failure.message if stream.failure and not alert else None
-    return stream.phase, state, cause, trouble, failure
+    return state, cause, alert.message if alert else None
+
+
+def headline(stream: Stream) -> tuple[object, ...]:
+    """What a log tells when it changes."""
+    has_alert = stream.decider.alert is not None
+    failure = stream.failure.message if stream.failure and not has_alert else None
+    return stream.phase, *condition(stream), failure
 
 
 async def describe(group: Group, tap: Fields, means: Means) -> Fields:
