@@ -37,6 +37,8 @@ class Deployment:
     processes: Processes
     api: str
     doors: tuple[int, int, int]
+    #: In memory: a tap leaves its rings where they are, for its successor.
+    rings: Path
     up: Process | None = None
 
     @property
@@ -145,7 +147,6 @@ class Hypervisor:
     folder: Path
     id: str = ""
     agent: Process | None = None
-    rings: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir="/dev/shm")))
     tap: Process | None = None
 
     def enrol(self, join_token: str, reach: str) -> None:
@@ -164,8 +165,10 @@ class Hypervisor:
     def start(self) -> None:
         """Start the tap, then the agent."""
         (self.folder / "run").mkdir(exist_ok=True)
+        (self.deployment.rings / self.folder.name).mkdir(exist_ok=True)
         words: list[str | Path] = [tool("holdfast-tap"), "--run-dir", self.folder / "run"]
-        words += ["--state-dir", self.folder / "tap", "--ring-dir", self.rings]
+        words += ["--state-dir", self.folder / "tap"]
+        words += ["--ring-dir", self.deployment.rings / self.folder.name]
         self.tap = self.deployment.processes.start(f"tap-{self.name}", words)
         self.start_agent()
 
@@ -281,10 +284,12 @@ def running_deployment() -> Iterator[Deployment]:
     (folder / "logs").mkdir()
     processes = Processes(folder / "logs")
     doors = (free_port(), free_port(), free_port())
-    made = Deployment(folder, processes, f"https://localhost:{doors[0]}", doors)
-    try:
-        made.start()
-        yield made
-    finally:
-        processes.stop_all()
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="hf-", dir="/dev/shm") as rings:
+        api = f"https://localhost:{doors[0]}"
+        made = Deployment(folder, processes, api, doors, Path(rings))
+        try:
+            made.start()
+            yield made
+        finally:
+            processes.stop_all()
+            shutil.rmtree(folder, ignore_errors=True)
