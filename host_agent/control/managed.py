@@ -243,6 +243,7 @@ class ManagedHost:
         except HoldfastError as error:
             self.link.send(_failed(message, error))
             return
+        body = None
         try:
             if isinstance(message, Command):
                 body = control.body_of(message)
@@ -256,21 +257,18 @@ class ManagedHost:
             # What cannot be kept is said all the same, once.
             await self.orders.finish(answer)
         self.link.send(answer)
-        if isinstance(message, Command) and answer.outcome == "done":
-            self._tell_when_stored(control.body_of(message), answer.result or {})
+        if isinstance(body, Checkpoint) and body.is_awaited and answer.outcome == "done":
+            self._spawn(self._await_stored(body.vpg, answer.result or {}), self._tasks)
 
-    def _tell_when_stored(self, body: control.Body, result: Mapping[str, Any]) -> None:
-        if isinstance(body, Checkpoint) and body.is_awaited:
-            generation, seq = bytes.fromhex(result["generation"]), result["seq"]
-            self._spawn(self._await_stored(body.vpg, generation, seq), self._tasks)
-
-    async def _await_stored(self, vpg: str, generation: bytes, seq: int) -> None:
+    async def _await_stored(self, vpg: str, marked: Mapping[str, Any]) -> None:
         group = self.agent.groups.get(vpg)
+        if group is None:
+            return
         with contextlib.suppress(TimeoutError, HoldfastError):
             async with asyncio.timeout(_AWAITED_SECONDS_MAX):
-                if group is not None:
-                    await group.the_stream().wait_stored(generation, seq)
-                    self._news.set()
+                generation = bytes.fromhex(marked["generation"])
+                await group.the_stream().wait_stored(generation, marked["seq"])
+                self._news.set()
 
     def _tell(self, message: Command, share: float, step: str) -> None:
         self.link.send(Progress(message.epoch, message.number, share, step))

@@ -20,9 +20,10 @@ from host_agent.control.errors import AgentNotRunning, CommandRefused
 from host_agent.wire.keys import TenantKey
 from host_agent.wire.names import Identity
 from infra.demo.processes import Process, tool
+from tests.content import difference
 from tests.failpoints.registry import failpoints, swept_elsewhere
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference, made_place
+from tests.integration.place import MIB, Place, made_place
 from tests.integration.site import DISK, GROUP, TENANT
 from tests.lanes import pick, tried
 from tests.restore.images import Images

@@ -13,6 +13,7 @@ import pytest
 
 from infra.demo.processes import json_output, program, run, wait_until
 from infra.demo.report import DemoFailed
+from tests.content import difference
 from tests.hypervisor.machines import (
     DISK,
     MIB,
@@ -29,7 +30,7 @@ from tests.hypervisor.machines import (
     wait_health,
     wait_protected,
 )
-from tests.integration.place import Place, difference
+from tests.integration.place import Place
 from tests.integration.site import GROUP
 
 #: The longest write, on a machine that is busy with other tests.

@@ -13,6 +13,7 @@ from infra.demo.ledger import Acknowledged
 from infra.demo.machine import Source
 from infra.demo.processes import Processes, program, run
 from infra.demo.report import DemoFailed
+from tests.content import difference
 from tests.hypervisor.machines import (
     NODE,
     Commands,
@@ -24,7 +25,7 @@ from tests.hypervisor.machines import (
     wait_health,
     wait_protected,
 )
-from tests.integration.place import Place, difference
+from tests.integration.place import Place
 from tests.integration.test_guest import make_guest_disk
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -19,19 +19,6 @@ from tests.integration.site import Site
 MIB = 1 << 20
 
 
-def difference(one: bytes, other: bytes) -> str:
-    """Where two disks differ, in a few words; empty if they are equal.
-
-    Tests compare this with "": pytest would show two unequal disks byte by byte, for minutes.
-    """
-    if one == other:
-        return ""
-    if len(one) != len(other):
-        return f"{len(one)} and {len(other)} bytes"
-    blocks = [n for n in range(0, len(one), 4096) if one[n : n + 4096] != other[n : n + 4096]]
-    return f"{len(blocks)} blocks of 4 KiB differ, the first at {blocks[0]}, the last {blocks[-1]}"
-
-
 @dataclass
 class Place:
     """One site, its bucket, and what is needed after its loss."""

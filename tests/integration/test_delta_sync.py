@@ -12,8 +12,9 @@ import pytest
 from host_agent.wire.names import Identity, hashes_name
 from infra.demo.processes import json_output, run, tool
 from infra.demo.report import DemoFailed
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference
+from tests.integration.place import MIB, Place
 from tests.integration.site import DISK, GROUP, TENANT
 from workers.storage.url import open_store
 

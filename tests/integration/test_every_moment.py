@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra.demo.report import DemoFailed
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference
+from tests.integration.place import MIB, Place
 from tests.model.model import BEGIN, FLUSH, MORE, SECTOR, TRIM, WRITE, ZERO, Event, replay
 from tests.model.sectors import SectorWriter, faults
 

@@ -13,7 +13,8 @@ from infra.demo.ledger import Acknowledged
 from infra.demo.machine import Source, put_busybox
 from infra.demo.processes import program, run
 from infra.demo.report import DemoFailed
-from tests.integration.place import Place, difference
+from tests.content import difference
+from tests.integration.place import Place
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from infra.demo.processes import program
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference
+from tests.integration.place import MIB, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _LOAD_SECONDS = 12

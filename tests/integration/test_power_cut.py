@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference, made_place
+from tests.integration.place import MIB, Place, made_place
 from tests.tap.daemon import Channel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from infra.demo.processes import program, run
+from tests.content import difference
 from tests.integration.nbd import NbdClient, NbdFault
-from tests.integration.place import MIB, Place, difference, made_place
+from tests.integration.place import MIB, Place, made_place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _EIO, _ENOSPC = 5, 28

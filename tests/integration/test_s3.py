@@ -11,8 +11,9 @@ import botocore.config
 import pytest
 
 from infra.demo.report import DemoFailed
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference, made_place
+from tests.integration.place import MIB, Place, made_place
 from tests.servers.seaweed import CREDENTIALS, Seaweed, program, running_seaweed
 
 pytestmark = [

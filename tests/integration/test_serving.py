@@ -8,8 +8,9 @@ from contextlib import ExitStack
 import pytest
 
 from infra.demo.recovery import folder_digest
+from tests.content import difference
 from tests.integration.nbd import NbdClient
-from tests.integration.place import MIB, Place, difference
+from tests.integration.place import MIB, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -12,7 +12,8 @@ import pytest
 
 from host_agent.wire.names import INGEST, server_name
 from host_agent.wire.serving import HostRight
-from tests.integration.place import Place, difference, made_place
+from tests.content import difference
+from tests.integration.place import Place, made_place
 from tests.integration.site import GROUP
 from tests.integration.test_kills import fio_load
 from tests.servers.datanode import DataNode, Deployment, Tenant
