@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.lanes import pick, tried
 from tests.sim.broken import DEFECTS, resume_unseen
 from tests.sim.options import FAULTS, draw
 from tests.sim.report import (
@@ -22,7 +23,9 @@ from tests.sim.report import (
 )
 
 BLOCK = 250
-SCHEDULES = 2000
+SCHEDULES = 2_000
+LONG_BLOCK = 4_000
+LONG_SCHEDULES = pick(10_000, 10_000, 98_000)
 
 #: What every block must have reached: a simulator that never gets there shows nothing.
 REACHED = (
@@ -51,7 +54,7 @@ REACHED = (
     "tap_clean_start",
     "worker_killed",
 )
-#: And these in thousands.
+#: And these every long block.
 RARE = (
     "close_fenced",
     "close_generation_ended",
@@ -79,6 +82,7 @@ def test_schedules_that_failed_once() -> None:
 @pytest.mark.parametrize("first", range(0, SCHEDULES, BLOCK))
 def test_every_schedule_keeps_the_invariants(first: int) -> None:
     report = run_seeds(range(first, first + BLOCK))
+    tried("simulated fault schedules", report.schedules)
     assert report.is_good, _explain(report)
     assert [what for what in REACHED if not report.reached[what]] == []
 
@@ -94,17 +98,15 @@ def test_planted_defects_are_found(defect: Broken) -> None:
     assert not report.is_good, f"{defect.__name__} was not found in {report.schedules} schedules"
 
 
-def _soak() -> range:
-    lane = os.environ.get("LANE", "ci")
-    return range(SCHEDULES, 100_000 if lane == "nightly" else 10_000)
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.invariant("I1", "I2", "I3", "I4", "I7", "I10", "I11", "I12", "I14", "I15", "I16")
-def test_a_long_night_of_schedules() -> None:
-    report = run_seeds(_soak(), way=Way(procs=cores(), shrinks=True))
+@pytest.mark.parametrize("first", range(SCHEDULES, LONG_SCHEDULES, LONG_BLOCK))
+def test_a_long_night_of_schedules(first: int) -> None:
+    way = Way(procs=cores(), shrinks=True)
+    report = run_seeds(range(first, first + LONG_BLOCK), way=way)
     print("\n".join(show(report)))
+    tried("simulated fault schedules", report.schedules)
     assert report.is_good, _explain(report)
     assert [what for what in (*REACHED, *RARE) if not report.reached[what]] == []
 

@@ -19,13 +19,12 @@ from pathlib import Path
 
 from tests.architecture import sources
 from tests.invariants.__main__ import all_tests
+from tests.lanes import LANES
 from tests.soak.summary import Run, Step, read_report, render
 
 #: Hours of a database while things fail; alone on the machine, and telling how far it is.
 _DATABASE = "tests/integration/test_database_under_faults.py"
 _SUMMARY = sources.ROOT / "tests/soak/SUMMARY.md"
-#: Schedules of the simulator.
-_SCHEDULES = {"test": 2_000, "ci": 10_000, "nightly": 100_000}
 
 
 def counted_files() -> list[str]:
@@ -79,16 +78,6 @@ class Soak:
         failed = sum(one.outcome == "failed" for one in ran)
         return code in (0, 5), f"{len(ran)} tests, {failed} failed"
 
-    def simulate(self) -> tuple[bool, str]:
-        """The simulator's schedules."""
-        found, count = self._folder / "sim.json", _SCHEDULES[self.run.lane]
-        code = self._call("tests.sim", "run", "--seeds", f"0:{count}", "--json", str(found))
-        said = json.loads(found.read_text()) if found.exists() else {}
-        schedules, failures = int(said.get("schedules", 0)), said.get("failures", [])
-        self.run.tally["simulated fault schedules"] += schedules
-        seeds = ", ".join(str(one["seed"]) for one in failures) or "none"
-        return code == 0, f"seeds 0 to {schedules - 1:,}; failing seeds: {seeds}"
-
     def plant(self) -> tuple[bool, str]:
         """The planted bugs."""
         done = subprocess.run(
@@ -120,17 +109,17 @@ def main() -> int:
     parser.add_argument("--only", metavar="PART", help="this part alone, by its name")
     wanted = parser.parse_args()
     lane = os.environ.get("LANE") or "ci"
-    if lane not in _SCHEDULES:
-        parser.error(f"LANE={lane}: use one of {', '.join(_SCHEDULES)}")
+    if lane not in LANES:
+        parser.error(f"LANE={lane}: use one of {', '.join(LANES)}")
     with tempfile.TemporaryDirectory(prefix="holdfast-soak-") as folder:
         soak = Soak(lane, Path(folder), wanted.jobs)
+        # Those that run nowhere else first: whoever waits for an hour hears early what is broken.
         parts: dict[str, Callable[[], tuple[bool, str]]] = {
-            "counted tests": lambda: soak.pytest("counted", "-m", "not soak", *counted_files()),
-            "simulator": soak.simulate,
-            "planted bugs": soak.plant,
-            "database": lambda: soak.pytest("database", "-n", "0", "-s", _DATABASE),
             "long tests": lambda: soak.pytest("long", "-m", "soak and not alone"),
             "long tests alone": lambda: soak.pytest("alone", "-n", "0", "-m", "soak and alone"),
+            "counted tests": lambda: soak.pytest("counted", "-m", "not soak", *counted_files()),
+            "planted bugs": soak.plant,
+            "database": lambda: soak.pytest("database", "-n", "0", "-s", _DATABASE),
         }
         if wanted.only:
             if wanted.only not in parts:
