@@ -1,7 +1,8 @@
 """A private PostgreSQL for one machine: on a Unix socket alone, from a wheel's binaries.
 
 The server refuses to run as root; then it runs as an unprivileged user of its own choosing, from a
-copy of the binaries that this user can reach.
+copy of the binaries that this user can reach. Below a folder that others may not enter, such as
+root's home, it is handed its folder open, and its programs are in `/var/cache`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import importlib.util
 import os
 import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 SUPERUSER = "postgres"
 DATABASE = "holdfast"
 _NOBODY = 65_534
+_CACHE = Path("/var/cache")
 _START_SECONDS_MAX = 30.0
 _STOP_SECONDS_MAX = 30.0
 #: Unix socket paths end here, and the server adds its own name of 19 characters.
@@ -47,6 +52,25 @@ class PostgresSettings:
     connections_max: int = 120
 
 
+@dataclass(frozen=True)
+class _Way:
+    """The words before a program of the server's, and where it sees the server's folder."""
+
+    words: list[str]
+    real: Path
+    home: Path
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the server could not pass the parents of its folder."""
+        return self.home != self.real
+
+    def seen(self, path: Path) -> Path:
+        """A path as the server's programs see it."""
+        is_inside = path.is_relative_to(self.real)
+        return self.home / path.relative_to(self.real) if is_inside else path
+
+
 class Postgres:
     """A server in a folder of its own: `start` makes it if need be, `stop` ends it."""
 
@@ -55,6 +79,7 @@ class Postgres:
         self._data = self._home / "data"
         self._settings = settings or PostgresSettings()
         self._process: subprocess.Popen[bytes] | None = None
+        self._way = _Way([], self._home, self._home)
         if len(str(self._home)) > _SOCKET_PATH_MAX:
             raise PostgresFailed(
                 f"{self._home} is too long a path for a Unix socket.",
@@ -100,6 +125,7 @@ class Postgres:
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(self._home, _NOBODY, _NOBODY)
+            self._way = _unprivileged(self._home)
         programs = self._programs()
         if not (self._data / "PG_VERSION").exists():
             self._initialise(programs)
@@ -108,8 +134,9 @@ class Postgres:
 
     def _words(self, programs: Path) -> list[str]:
         # It ends with us, also where we are killed: nobody else would end it.
-        words = [*_as_user("--pdeathsig", "INT"), str(programs / "postgres")]
-        return [*words, "-D", str(self._data), *self._options()]
+        words = [*self._way.words, "setpriv", "--pdeathsig", "INT", "--"]
+        words += [str(self._way.seen(programs / "postgres")), "-D", str(self._way.seen(self._data))]
+        return [*words, *self._options()]
 
     def stop(self) -> None:
         """A fast, clean stop. Idempotent."""
@@ -139,7 +166,7 @@ class Postgres:
     def _options(self) -> list[str]:
         settings = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self._home),
+            "unix_socket_directories": str(self._way.home),
             "shared_buffers": f"{self._settings.shared_buffers_mib}MB",
             "max_connections": str(self._settings.connections_max),
             "huge_pages": "off",
@@ -156,7 +183,8 @@ class Postgres:
         self._data.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(self._data, _NOBODY, _NOBODY)
-        command = [*_as_user(), str(programs / "initdb"), "-D", str(self._data), "-U", SUPERUSER]
+        command = [*self._way.words, str(self._way.seen(programs / "initdb"))]
+        command += ["-D", str(self._way.seen(self._data)), "-U", SUPERUSER]
         command += ["--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums"]
         command += [] if self._settings.is_durable else ["--no-sync"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -175,18 +203,8 @@ class Postgres:
         wheel = Path(next(iter(found.submodule_search_locations)))
         if os.geteuid() != 0:
             return wheel / "pginstall/bin"
-        copy = self._home / "programs"
-        if not copy.exists():
-            making = self._home / "programs.new"
-            shutil.rmtree(making, ignore_errors=True)
-            making.mkdir(mode=0o755)
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(
-                    wheel / "pginstall" / part, making / wheel.name / "pginstall" / part
-                )
-            libraries = wheel.with_name(f"{wheel.name}.libs")
-            shutil.copytree(libraries, making / libraries.name)
-            making.rename(copy)
+        cached = _CACHE / f"holdfast-postgres-{version(wheel.name)}"
+        copy = _copied(wheel, cached if self._way.is_shut else self._home / "programs")
         return copy / wheel.name / "pginstall/bin"
 
     def _wait_ready(self, programs: Path) -> None:
@@ -205,17 +223,39 @@ class Postgres:
 
 def _is_server_of(data: Path, pid: str) -> bool:
     try:
-        words = Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{int(pid)}/cwd").samefile(data)
     except (OSError, ValueError):
         return False
-    return str(data).encode() in words
 
 
-def _as_user(*further: str) -> list[str]:
-    """The words that run a command as an unprivileged user, where we are root."""
-    user = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-    words = [*(user if os.geteuid() == 0 else []), *further]
-    return ["setpriv", *words, "--"] if words else []
+def _unprivileged(home: Path) -> _Way:
+    """How root runs a server's programs as an unprivileged user."""
+    words = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+    if all(parent.stat().st_mode & stat.S_IXOTH for parent in home.parents):
+        return _Way(words, home, home)
+    # Whoever holds a folder open passes none of its parents.
+    opened = ["sh", "-c", 'exec 3<"$0" && exec "$@"', str(home)]
+    return _Way([*opened, *words], home, Path("/proc/self/fd/3"))
+
+
+def _copied(wheel: Path, copy: Path) -> Path:
+    """The server's programs and libraries for every user to run, copied once; PostgresFailed."""
+    if copy.exists():
+        return copy
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{copy.name}-", dir=copy.parent) as made:
+            making = Path(made, "programs")
+            for part in ("bin", "lib", "share"):
+                name = f"{wheel.name}/pginstall/{part}"
+                shutil.copytree(wheel.parent / name, making / name)
+            libraries = f"{wheel.name}.libs"
+            shutil.copytree(wheel.parent / libraries, making / libraries)
+            subprocess.run(["chmod", "-R", "a+rX", str(making)], check=True)
+            making.rename(copy)
+    except OSError as error:
+        if not copy.exists():  # nobody else made it meanwhile
+            raise PostgresFailed(f"Its programs cannot be copied to {copy}: {error}.") from error
+    return copy
 
 
 def _end_of(log: Path) -> str:
