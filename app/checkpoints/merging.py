@@ -99,6 +99,16 @@ def _row(key: PackKey, taken: Taken) -> _Row:
     return (stamp - key.begins_ms, offset, flags, *costs)
 
 
+def taken_bounds(key: PackKey, pack: Columns) -> tuple[datetime | None, datetime | None]:
+    """The first and the last of the source's times of what is complete."""
+    offsets = (pack.expected * 1000 + pack.taken)[pack.is_complete]
+    if not len(offsets):
+        return None, None
+    begin = moment_of(key.begins_ms)
+    first, last = (timedelta(microseconds=int(at)) for at in (offsets.min(), offsets.max()))
+    return begin + first, begin + last
+
+
 def taken_times(key: PackKey, pack: Columns) -> list[datetime]:
     """The source's time of each checkpoint."""
     return [

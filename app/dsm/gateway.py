@@ -141,6 +141,7 @@ class Gateway:
     ) -> None:
         self._nodes = options.nodes
         self.attached: dict[tuple[UUID, UUID], Attachment] = {}
+        self.closed = 0
         self._by_place: dict[Place, set[Attachment]] = defaultdict(set)
         self._options, self._database = options, database
         self._owner_of, self._metrics = owner_of, metrics
@@ -322,6 +323,7 @@ class Gateway:
         if not attached:
             del self._by_place[attachment.peer.place]
         attachment.own(None)
+        self.closed += 1
         self._metrics.connections.set(len(self.attached))
 
 

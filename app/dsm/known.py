@@ -48,7 +48,7 @@ class StatusKey:
     groups: tuple[tuple[str, str, str, str | None], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Marked:
     """A checkpoint that a host confirmed. `is_complete`: the journal holds it."""
 

@@ -30,6 +30,7 @@ from app.dsm.intake import Intake, IntakeTools
 from app.dsm.lease import LeaseKeeper, LeaseTimes
 from app.dsm.links import Owner
 from app.dsm.manager import DueKey, Means
+from app.dsm.memory import collect_often
 from app.dsm.metrics import Metrics
 from app.dsm.recorder import Recorder, RecorderOptions
 from app.dsm.relay import RelayServer, RelayTls, RemoteOwner
@@ -251,6 +252,7 @@ class DsmProcess:
             parts.intake.run(),
             parts.revocations.run(self._shut_out),
             _often(self._follow, _ROUTES_SECONDS),
+            collect_often(lambda: parts.gateway.closed),
             *self._jobs(),
         )
         tasks = [asyncio.ensure_future(one) for one in work]

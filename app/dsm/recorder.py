@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -43,13 +43,18 @@ _LINKS = {
 }
 
 
+#: One that waits is two objects and no more: a thousand hosts make twelve thousand a minute, and
+#: Python's collector looks at each.
+_Checkpoint = tuple[UUID, Marked] | Taken
+
+
 @dataclass
 class _Batch:
     """What waits of one tenant."""
 
     statuses: dict[UUID, tuple[HostState, StatusKey, int]] = field(default_factory=dict)
     held: dict[UUID, int] = field(default_factory=dict)
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[_Checkpoint] = field(default_factory=list)
     oldest_taken: float | None = None
     is_urgent: bool = False
     happenings: list[Happening] = field(default_factory=list)
@@ -100,7 +105,7 @@ class Recorder:
 
     def marked(self, tenant_id: UUID, host_id: UUID, marked: Iterable[Marked]) -> None:
         """Checkpoints at their end."""
-        self._take(tenant_id, [_taken(host_id, one) for one in marked])
+        self._take(tenant_id, [(host_id, one) for one in marked])
 
     def failed(self, tenant_id: UUID, asked: tuple[str, datetime], answer: Answer) -> None:
         """A checkpoint, (group, when), that a host could not take."""
@@ -114,7 +119,7 @@ class Recorder:
         )
         self._take(tenant_id, [taken])
 
-    def _take(self, tenant_id: UUID, taken: list[Taken]) -> None:
+    def _take(self, tenant_id: UUID, taken: Sequence[_Checkpoint]) -> None:
         batch = self._waiting[tenant_id]
         if batch.oldest_taken is None:
             batch.oldest_taken = self._options.now()
@@ -158,11 +163,13 @@ class Recorder:
     async def _write_tenant(self, tenant_id: UUID, batch: _Batch, *, is_last: bool) -> None:
         statuses = list(batch.statuses.values())
         is_over = is_last or self._is_over(batch)
-        taken = batch.taken if is_over else []
+        # A pack that is opened takes all that belongs into it.
+        taken = sorted(batch.taken, key=_group_of) if is_over else []
         for start in range(0, max(1, len(statuses), len(taken)), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             async with self._database.tenant(tenant_id) as session:
-                happenings = await self._enter(session, statuses[part], taken[part])
+                told = [_taken(one) for one in taken[part]]
+                happenings = await self._enter(session, statuses[part], told)
                 happenings += batch.happenings
                 if start == 0:
                     happenings += await self._enter_held(session, batch.held)
@@ -247,7 +254,14 @@ class Recorder:
         return Circumstances("dsm", "", "", self._options.wall())
 
 
-def _taken(host_id: UUID, marked: Marked) -> Taken:
+def _group_of(waiting: _Checkpoint) -> str:
+    return show(Kind.VPG, waiting.vpg_id) if isinstance(waiting, Taken) else waiting[1].vpg
+
+
+def _taken(waiting: _Checkpoint) -> Taken:
+    if isinstance(waiting, Taken):
+        return waiting
+    host_id, marked = waiting
     return Taken(
         vpg_id=parse(Kind.VPG, marked.vpg),
         id=UUID(hex=marked.id),

@@ -20,7 +20,7 @@ from app.models.hosts import HostState
 from app.vpgs.managing import assignment_versions, checkpoint_intervals
 
 #: So many rows are read or written in one go: more would hold up everybody on the loop.
-ROWS_AT_ONCE = 50
+ROWS_AT_ONCE = 25
 
 
 async def known_hosts(
