@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import Select, bindparam, select, text
 
 from app.database.sessions import TenantSession
 from app.kit.ids import new_uuid
@@ -68,14 +68,33 @@ def entry_hash(entry: AuditEntry) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+@dataclass(frozen=True)
+class Lock:
+    """How the ledger is locked. `statement`: LOCK, or that with what else goes along, and the
+    `values` of the latter.
+    """
+
+    statement: Select[int, int, bytes]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
 async def write_ledger(
-    session: TenantSession, happenings: list[Happening], acts: list[Act], by: Circumstances
+    session: TenantSession,
+    happenings: list[Happening],
+    acts: list[Act],
+    by: Circumstances,
+    lock: Lock | None = None,
 ) -> None:
     """Add them to the transaction, in two statements. To be called last before the commit."""
-    if not happenings and not acts:
+    if not happenings and not acts and lock is None:
         return
     await session.orm.flush()
-    found = await session.orm.execute(_LOCK, {"tenant_id": session.tenant_id})
+    lock = lock or Lock(LOCK)
+    found = await session.orm.execute(
+        lock.statement, {"ledger_of": session.tenant_id, **lock.values}
+    )
+    if not happenings and not acts:
+        return
     event_place, audit_place, audit_hash = found.one()
     entries = _entries(session, acts, by, (audit_place, audit_hash))
     if entries:
@@ -91,9 +110,9 @@ async def write_ledger(
     await session.orm.execute(_WRITE, heads | common | columns)
 
 
-_LOCK = (
+LOCK = (
     select(TenantLedger.event_place, TenantLedger.audit_place, TenantLedger.audit_hash)
-    .where(TenantLedger.tenant_id == bindparam("tenant_id"))
+    .where(TenantLedger.tenant_id == bindparam("ledger_of"))
     .with_for_update()
 )
 #: The heads, the events and the entries at once, however many: a round trip for each would be most

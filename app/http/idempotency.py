@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.events.ledger import LOCK, Lock
 from app.http.unit import ProviderUnit, TenantUnit
 from app.kit.problems import Problem
 from app.models import IdempotencyRecord
@@ -45,12 +46,14 @@ _ENTER = (
     .returning(_TABLE.c.key)
 )
 _FIRST = select(IdempotencyRecord).where(_IS)
-_KEEP = (
+#: The answer is kept by the statement that locks the ledger: the transaction's last but one.
+_KEEP = LOCK.add_cte(
     update(_TABLE)
     .where(_IS)
     .values(
         status=bindparam("of_status"), headers=bindparam("of_headers"), body=bindparam("of_body")
     )
+    .cte("kept")
 )
 
 
@@ -122,7 +125,7 @@ def kept(unit: TenantUnit | ProviderUnit, response: Response) -> dict[str, Any]:
     return {"status": response.status_code, "headers": headers, "body": body}
 
 
-async def finish(unit: TenantUnit, key: str, response: Response) -> None:
-    """Keep the answer, in the request's transaction."""
+def keeping(unit: TenantUnit, key: str, response: Response) -> Lock:
+    """What keeps the answer, in the request's transaction."""
     answer = {f"of_{name}": value for name, value in kept(unit, response).items()}
-    await unit.session.orm.execute(_KEEP, answer | _named(unit, key))
+    return Lock(_KEEP, answer | _named(unit, key))

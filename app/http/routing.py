@@ -148,9 +148,7 @@ async def _answer(request: Request, unit: TenantUnit, original: _Handler) -> Res
         if replay is not None:
             return replay
     response = await original(request)
-    if key is not None:
-        await idempotency.finish(unit, key, response)
-    await unit.finish()
+    await unit.finish(None if key is None else idempotency.keeping(unit, key, response))
     return response
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from app.certificates.authority import Authority
 from app.database.sessions import Database, ProviderSession, TenantSession
-from app.events.ledger import Act, Circumstances, Happening, write_ledger
+from app.events.ledger import Act, Circumstances, Happening, Lock, write_ledger
 from app.http.admission import Admission
 from app.identity.principals import Principal
 from app.identity.privileges import Privilege
@@ -85,9 +85,9 @@ class TenantUnit:
         self.acts.append(Act(action, subject, details=details))
         self.happenings.append(Happening(action, subject, details))
 
-    async def finish(self) -> None:
-        """Write the ledger and commit."""
-        await write_ledger(self.session, self.happenings, self.acts, self.circumstances)
+    async def finish(self, lock: Lock | None = None) -> None:
+        """Write the ledger, with what goes along with its lock, and commit."""
+        await write_ledger(self.session, self.happenings, self.acts, self.circumstances, lock)
         await self.session.commit()
 
 
