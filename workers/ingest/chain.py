@@ -30,6 +30,7 @@ from host_agent.wire.segment import (
 from workers.ingest.batch import Batch
 from workers.ingest.decide import NO_GENERATION, StoredKey, compare_key
 from workers.journal.boundary import Boundary, newest_boundary
+from workers.journal.chain import climb, is_taken
 from workers.storage.errors import ObjectMissing
 from workers.storage.failpoints import failpoint
 from workers.storage.port import Created, ObjectStore
@@ -112,7 +113,7 @@ class ChainWriter:
     def _last_place(self, known: int) -> int:
         """The last place before an empty one after which a listing finds nothing."""
         while True:
-            known = self._climb(known)
+            known = climb(self._store, self._identity, known)
             given_up = self._boundary.first_place - 1 if self._boundary else 0
             first = max(given_up + 1, known - _LOOK_BACK_PLACES + 1)
             listed = self._listed_from(first)
@@ -136,23 +137,8 @@ class ChainWriter:
                 expected += 1
             expected = place + 1
 
-    def _climb(self, known: int) -> int:
-        """By doubling and halving: a place that exists, with none right after it."""
-        step = 1
-        while self._exists(known + step):
-            known, step = known + step, step * 2
-        while step > 1:
-            step //= 2
-            if self._exists(known + step):
-                known += step
-        return known
-
     def _exists(self, place: int) -> bool:
-        try:
-            self._store.size(chain_name(self._identity, place))
-        except ObjectMissing:
-            return False
-        return True
+        return is_taken(self._store, self._identity, place)
 
     def _listed_from(self, first: int) -> list[int]:
         """Places from `first` on, as one page of a listing shows them."""

@@ -92,6 +92,27 @@ def damaged(identity: Identity, place: int, error: HoldfastError) -> JournalDama
     )
 
 
+def is_taken(store: ObjectStore, identity: Identity, place: int) -> bool:
+    """Whether a segment has this place."""
+    try:
+        store.size(chain_name(identity, place))
+    except ObjectMissing:
+        return False
+    return True
+
+
+def climb(store: ObjectStore, identity: Identity, known: int) -> int:
+    """By doubling and halving from a place that is taken, or 0: one with none right after it."""
+    step = 1
+    while is_taken(store, identity, known + step):
+        known, step = known + step, step * 2
+    while step > 1:
+        step //= 2
+        if is_taken(store, identity, known + step):
+            known += step
+    return known
+
+
 class ChainWalk:
     """The segments of a stream, oldest first, as far as the chain is whole.
 

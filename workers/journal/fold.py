@@ -25,7 +25,7 @@ from host_agent.wire.segment import (
 )
 from workers.journal import indexfile, retention
 from workers.journal.boundary import Boundary, newest_boundary, set_boundary
-from workers.journal.chain import damaged, read_tail
+from workers.journal.chain import climb, damaged, is_taken, read_tail
 from workers.journal.content import ContentTools, Fetch
 from workers.journal.errors import JournalError
 from workers.journal.layerfile import ListClear
@@ -157,7 +157,7 @@ class Folder:
     def _cut(self, boundary: Boundary | None) -> Cut | None:
         """The next place to fold up to; None if nothing is due."""
         first = boundary.first_place if boundary else 1
-        newest = self._last_place(first - 1)
+        newest = climb(self._store, self._identity, first - 1)
         if newest <= first:
             return None
         by_window = retention.newest_before(
@@ -204,24 +204,6 @@ class Folder:
             if place >= last or place - first >= STEP_PLACES or total >= STEP_BYTES:
                 return min(place, last)
         return last
-
-    def _last_place(self, known: int) -> int:
-        """A place that exists, with none right after it."""
-        step = 1
-        while self._exists(known + step):
-            known, step = known + step, step * 2
-        while step > 1:
-            step //= 2
-            if self._exists(known + step):
-                known += step
-        return known
-
-    def _exists(self, place: int) -> bool:
-        try:
-            self._store.size(chain_name(self._identity, place))
-        except ObjectMissing:
-            return False
-        return True
 
     def _committed_at(self, place: int) -> int:
         name = chain_name(self._identity, place)
@@ -301,7 +283,7 @@ class Folder:
     def _set_boundary(self, clear: ListClear, cut: Cut) -> str:
         newest: SegmentInfo = clear.newest
         # One more answer, for the store's time of now.
-        self._exists(newest.place)
+        is_taken(self._store, self._identity, newest.place)
         set_at = self._store.answered_at() or newest.committed_at
         wanted = Boundary(
             number=0,
