@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from host_agent.wire.serving import ServingRecord
+from host_agent.wire.serving import ServingRecord, StoreAccess
 from workers.ingest.config import IngestSettings, LimitsConfig, commit_seconds_fastest
 from workers.ingest.server import Server
 from workers.ingest.service import Background, StoreWork
@@ -18,19 +18,21 @@ from workers.supervisor.port import Service, ServiceStart
 GRACE_SECONDS = 7 * 86_400.0
 
 
+def credentials_of(access: StoreAccess) -> S3Credentials | None:
+    """The key pair that opens the tenant's store; None: whatever the process has."""
+    if access.access_key_id is None or access.secret_access_key is None:
+        return None
+    return S3Credentials(access.access_key_id, access.secret_access_key, access.session_token)
+
+
 def settings_of(record: ServingRecord, *, is_probed: bool) -> IngestSettings:
     """What a tenant's record says of its ingest."""
     access = record.store
-    credentials = None
-    if access.access_key_id is not None and access.secret_access_key is not None:
-        credentials = S3Credentials(
-            access.access_key_id, access.secret_access_key, access.session_token
-        )
     fastest = commit_seconds_fastest(access.url)
     return IngestSettings(
         tenant=record.tenant,
         store=access.url,
-        credentials=credentials,
+        credentials=credentials_of(access),
         hosts={right.host: frozenset(right.groups) for right in record.hosts},
         denied=frozenset(record.denied),
         grace_seconds=GRACE_SECONDS,

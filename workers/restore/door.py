@@ -11,15 +11,16 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from host_agent.wire.restoring import ALPN
-from host_agent.wire.serving import ServingRecord, StoreAccess
+from host_agent.wire.serving import ServingRecord
 from workers.ingest.decide import Peer, Rules, authorise_peer, check_validity
-from workers.ingest.door import GRACE_SECONDS
+from workers.ingest.door import GRACE_SECONDS, credentials_of
 from workers.ingest.errors import BadConfig, SessionEnded
 from workers.ingest.log import Log
 from workers.ingest.tls import ServerIdentity, peer_of
@@ -27,7 +28,6 @@ from workers.restore.admission import Believed
 from workers.restore.tls import restore_context, shown_by
 from workers.restore.visit import DoorTools, Visit
 from workers.storage.port import ObjectStore
-from workers.storage.s3 import S3Credentials
 from workers.storage.url import open_store
 from workers.supervisor.port import Service, ServiceStart
 
@@ -43,7 +43,9 @@ _KEYS_KEPT = 3
 async def open_service(start: ServiceStart) -> Service:
     """Begin. BadConfig, StoreError: it cannot, and may be tried again."""
     context = restore_context(start.identity, start.record.intermediate)
-    store = await asyncio.to_thread(_store_of, start.record.store)
+    access = start.record.store
+    opened = partial(open_store, access.url, credentials=credentials_of(access))
+    store = await asyncio.to_thread(opened)
     return TenantRestores(start, context, store)
 
 
@@ -151,15 +153,6 @@ class TenantRestores:
             self._log.warning("peer_refused", address=address, reason=refused.message)
             return None
         return peer
-
-
-def _store_of(access: StoreAccess) -> ObjectStore:
-    credentials = None
-    if access.access_key_id is not None and access.secret_access_key is not None:
-        credentials = S3Credentials(
-            access.access_key_id, access.secret_access_key, access.session_token
-        )
-    return open_store(access.url, credentials=credentials)
 
 
 def _key_of(identity: ServerIdentity) -> ec.EllipticCurvePrivateKey:
