@@ -82,7 +82,10 @@ class DsmSettings(DatabaseSettings):
     command_poll_seconds: float = Field(default=0.5, gt=0)
     revocation_poll_seconds: float = Field(default=5.0, gt=0, le=25)
     checkpoint_record_seconds: float = Field(
-        default=60.0, ge=0, description="How long checkpoints wait to be written together."
+        default=60.0,
+        ge=0,
+        description="How long checkpoints wait to be written together; so old may the RPO be that "
+        "is shown.",
     )
 
     @property

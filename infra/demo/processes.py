@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,9 @@ from infra.demo.report import DemoFailed
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _STOP_SECONDS = 15.0
+_PORT_MIN = 10_000
+_KERNEL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_given: set[int] = set()
 
 
 def program(name: str, hint: str = "Run 'make deps'.") -> str:
@@ -89,10 +93,18 @@ def tool(name: str) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on and that this process was not given before.
+
+    The kernel gives it to no outgoing connection: who stops listening there can begin again.
+    """
+    first_of_kernel = int(_KERNEL_PORTS.read_text().split()[0])
+    while True:
+        port = random.randrange(_PORT_MIN, first_of_kernel)
+        if port in _given:
+            continue
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
+            return port
 
 
 def json_output(argv: Sequence[str | Path], seconds: float = 60) -> dict[str, Any]:

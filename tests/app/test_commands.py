@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from host_agent.wire.keys import TenantKey
-from tests.app.test_up import HOLDFAST, free_port, running, state_folder
+from infra.demo.processes import free_port
+from tests.app.test_up import HOLDFAST, running, state_folder
 
 pytestmark = pytest.mark.xdist_group("commands")
 

@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
 from host_agent.wire.message import ALPN
+from infra.demo.processes import free_port
 from infra.dev_certificates import Authority
-from tests.app.test_up import ask, free_port, running, state_folder
+from tests.app.test_up import ask, running, state_folder
 from workers.ingest.config import TlsConfig
 from workers.ingest.errors import SessionEnded
 from workers.ingest.tls import peer_of, server_context

@@ -33,11 +33,11 @@ from app.jobs.steps import meter_usage
 from app.kit.clock import SystemClock
 from app.kit.ids import Kind, parse
 from host_agent.wire.errors import HoldfastError
+from infra.demo.processes import free_port
 from tests.app.joining import join_host
 from tests.app.protecting import machine, machine_ids, make_vpg, report
 from tests.app.service import SECRET, Caller, Service
 from tests.app.test_processes import asked
-from tests.app.test_up import free_port
 from workers.tasks.runner import run_job
 from workers.tasks.steps import STEPS, StepTools
 

@@ -36,8 +36,9 @@ from app.keys.port import WrappedKey
 from host_agent.wire.keyrequest import HostIdentity, ask, to_builtins
 from host_agent.wire.keys import TenantKey, unwrap
 from host_agent.wire.names import RESTORE, Identity, agent_san, server_name
+from infra.demo.processes import free_port
 from tests.app.test_commands import Terminal
-from tests.app.test_up import free_port, running, state_folder
+from tests.app.test_up import running, state_folder
 
 TENANT = "ten_01hq3v5k8m9n2p4r6s7t8w9x0z"
 CANARY = "c4n4ry-that-the-relay-holds"

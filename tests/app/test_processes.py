@@ -26,8 +26,8 @@ from app.embedded.processes import installed, listens_on
 from app.embedded.supervisor import Program, Supervisor
 from app.kit.clock import SystemClock
 from app.kit.settings import BadSettings
+from infra.demo.processes import free_port
 from tests.app.service import SECRET, Service
-from tests.app.test_up import free_port
 from tests.servers.postgres import Cluster
 
 pytestmark = pytest.mark.anyio

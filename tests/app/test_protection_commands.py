@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.demo.processes import free_port
 from tests.app.test_commands import Terminal
-from tests.app.test_up import HOLDFAST, free_port, running, state_folder
+from tests.app.test_up import HOLDFAST, running, state_folder
 
 pytestmark = pytest.mark.xdist_group("protection commands")
 

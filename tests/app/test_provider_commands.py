@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from infra.demo.processes import json_output, tool
+from infra.demo.processes import free_port, json_output, tool
 from tests.app.test_commands import Terminal
-from tests.app.test_up import free_port, running, state_folder
+from tests.app.test_up import running, state_folder
 
 pytestmark = pytest.mark.xdist_group("provider commands")
 

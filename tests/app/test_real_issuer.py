@@ -20,8 +20,9 @@ import pytest
 
 from app.oidc.documents import Issuers
 from app.outbound.policy import OutboundPolicy
+from infra.demo.processes import free_port
 from tests.app.service import PUBLIC_URL, Caller, Service, running_service
-from tests.app.test_up import HOLDFAST, free_port, running, state_folder
+from tests.app.test_up import HOLDFAST, running, state_folder
 from tests.servers.canaille import (
     ADMINISTRATORS,
     CLIENT_ID,

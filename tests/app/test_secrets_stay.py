@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.app.test_up import ask, folder, free_port, running
+from infra.demo.processes import free_port
+from tests.app.test_up import ask, folder, running
 from tests.integration.deployment import descendants
 
 __all__ = ["folder"]

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from infra.demo.processes import free_port
+
 _SECONDS_MAX = 60.0
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 
@@ -36,12 +38,6 @@ def state_folder() -> Iterator[Path]:
 def folder() -> Iterator[Path]:
     with state_folder() as made:
         yield made
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def command_of(folder: Path, port: int) -> list[str]:

@@ -35,6 +35,7 @@ from app.embedded.processes import Doors, Installation, programs_of
 from app.embedded.trust import root_of, sealer_of, write_server_file
 from app.kit.clock import SystemClock
 from app.kit.ids import Kind, show
+from infra.demo.processes import free_port
 from tests.bench.asking import HOST, Asked, Server, ask, request
 from tests.bench.cases import Case, run
 from tests.bench.processes import START_SECONDS_MAX, BenchFailed, Process
@@ -116,7 +117,7 @@ def running_servers(folder: Folder, url: URL, tenants: list[KnownTenant]) -> Ite
             environment = {**os.environ, **told}
             return stack.enter_context(Process(name, words, folder.path, environment))
 
-        ports = [_free_port() for _ in range(2)]
+        ports = [free_port() for _ in range(2)]
         doors = Doors(HOST, HOST, ports[0], 0, 0)
         wanted = Installation(folder, url.render_as_string(hide_password=False), doors)
         programs = {program.name: program for part in programs_of(wanted) for program in part}
@@ -148,12 +149,6 @@ def _wait_for(process: Process, port: int) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # ------------------------------------------------------------------ what is asked

@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from app.models import Disk, Host, JoinToken, Machine, Vpg, VpgDisk, VpgStatus
 from app.models import HostAssignment as AssignmentRow
 from app.vpgs.settings import Settings
 from host_agent.wire.names import agent_san
+from infra.demo.processes import free_port
 from tests.app.service import running_service
 from tests.bench.cases import Case, run
 from tests.bench.processes import BenchFailed
@@ -249,12 +249,12 @@ async def _measure(count: int) -> Figures:
 
 
 async def _measured(site: Site, files: list[str]) -> Figures:
-    ports = [_free_port() for _ in range(2)]
+    ports = [free_port() for _ in range(2)]
     started: list[ManagerProcess] = []
     hosts: Hosts | None = None
     try:
         first = await _start(started, site, ports[0])
-        second_door = ("127.0.0.1", _free_port())
+        second_door = ("127.0.0.1", free_port())
         hosts = await Hosts.start(site.folder, files, [first.door, second_door])
         await hosts.told("ready")
         await asyncio.sleep(_WARM_SECONDS)
@@ -311,12 +311,6 @@ def _rows_written(url: URL) -> float:
         written = float(connection.execute(text(wanted)).scalar_one())
     engine.dispose()
     return written
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def cases(count: int = HOSTS) -> Iterator[Case]:

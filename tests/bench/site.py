@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from infra.demo.processes import free_port
 from infra.dev_keys import DevSetup, write_dev_setup
 from tests.bench.ours import Tap, run_tap
 from tests.bench.processes import BenchFailed, Process
@@ -100,18 +101,12 @@ def _beside_python(name: str) -> str:
     return str(path)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _write_files(directory: Path, options: SiteOptions) -> DevSetup:
     store = options.store_url
     if options.store_dir is not None:
         store = f"file://{options.store_dir}"
     setup = DevSetup(
-        directory, tenant=TENANT, host=HOST, group=GROUP, port=_free_port(), store=store
+        directory, tenant=TENANT, host=HOST, group=GROUP, port=free_port(), store=store
     )
     write_dev_setup(setup, datetime.now(UTC))
     agent = setup.path("agent.toml")

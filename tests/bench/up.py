@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from app.embedded.folder import Folder
 from host_agent.wire.message import ALPN
 from host_agent.wire.names import INGEST, server_name
+from infra.demo.processes import free_port
 from tests.app.joining import make_key, request_of
 from tests.bench.cases import Case, run
 from tests.bench.processes import BenchFailed, Process, proportional_bytes
@@ -107,17 +108,11 @@ def installation() -> Iterator[Up]:
     """An empty folder on a real disk; gone with the block."""
     with tempfile.TemporaryDirectory(prefix="hfb-", dir=REAL) as made:
         Path(made).chmod(0o755)  # the database's unprivileged user has to reach its part
-        up = Up(Folder(Path(made) / "state"), (_free_port(), _free_port(), _free_port()))
+        up = Up(Folder(Path(made) / "state"), (free_port(), free_port(), free_port()))
         try:
             yield up
         finally:
             up.stop()
-
-
-def _free_port() -> int:
-    with socket.create_server((_HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _until(is_so: Callable[[], bool], process: Process | None) -> None:

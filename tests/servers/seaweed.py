@@ -19,6 +19,7 @@ from pathlib import Path
 import boto3
 import botocore.config
 
+from infra.demo.processes import free_port
 from workers.storage.s3 import S3Credentials
 
 CREDENTIALS = S3Credentials("holdfast", "holdfast-secret")
@@ -62,17 +63,13 @@ def program() -> str | None:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, each with its gRPC neighbour."""
     ports: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(ports) < count:
-            one = stack.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port + _GRPC_OFFSET > 65_535:
-                continue
-            neighbour = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                neighbour.bind(("127.0.0.1", port + _GRPC_OFFSET))
-                ports.append(port)
+    while len(ports) < count:
+        port = free_port()
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", port + _GRPC_OFFSET)),
+        ):
+            ports.append(port)
     return ports
 
 

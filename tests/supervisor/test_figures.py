@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from tests.app.test_up import free_port
+from infra.demo.processes import free_port
 from tests.servers.datanode import DataNode, Deployment
 from tests.supervisor.test_alone import replicates
 
