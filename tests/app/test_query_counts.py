@@ -181,6 +181,15 @@ async def test_making_a_group_takes_as_many_queries_for_many_machines(service: S
     assert counts[0] == counts[1]
 
 
+async def test_making_a_plain_group_takes_seven_queries(service: Service) -> None:
+    tenant = await service.make_tenant()
+    await make_vpg(tenant, "first")  # makes the tenant's key
+    with counted() as seen:
+        answer = await tenant.post("/v1/vpgs", {"name": "plain"}, headers={"Idempotency-Key": "1"})
+    assert answer.status_code == 201, answer.text
+    assert len(seen) == 7, "\n".join(seen)
+
+
 async def test_the_count_sees_a_query_for_each_object(service: Service) -> None:
     tenant = await service.make_tenant()
     ids = [(await make_vpg(tenant, name))["id"] for name in ("one", "two")]
