@@ -28,7 +28,13 @@ from app.datanodes.schemas import (
     JournalStorePage,
 )
 from app.events.schemas import AuditPage, AuditVerification, EventPage
-from app.hosts.schemas import HostOutput, JoinTokenCreated, JoinTokenInput, JoinTokenOutput
+from app.hosts.schemas import (
+    HostDetail,
+    HostOutput,
+    JoinTokenCreated,
+    JoinTokenInput,
+    JoinTokenOutput,
+)
 from app.http.schemas import Page
 from app.identity.schemas import ApiKeyCreated, ApiKeyInput, ApiKeyOutput
 from app.keys.schemas import RecoveryKeyInput, RecoveryKeyOutput
@@ -194,9 +200,13 @@ class Client:
 
     # --- hosts
 
-    def list_hosts(self) -> Iterator[HostOutput]:
+    def list_hosts(self) -> Iterator[HostDetail]:
         """All of them, revoked ones too."""
-        return self._pages("/v1/hosts", HostOutput)
+        return self._pages("/v1/hosts", HostDetail)
+
+    def get_host(self, host_id: str) -> HostDetail:
+        """One of them, and how it is."""
+        return self._send("GET", f"/v1/hosts/{host_id}", HostDetail)
 
     def revoke_host(self, host_id: str) -> HostOutput:
         """Shut it out at once and for good."""

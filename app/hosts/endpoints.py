@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Query, Response, status
-from sqlalchemy import ColumnElement
 
 from app.hosts import service
 from app.hosts.routes import JoinRoute, RenewalRoute, machine_router
 from app.hosts.schemas import (
     CertificateOutput,
     EnrolmentInput,
+    HostDetail,
     HostOutput,
     JoinTokenCreated,
     JoinTokenInput,
     JoinTokenOutput,
     RenewalInput,
 )
+from app.hosts.showing import show_detail, shown_hosts, status_of
 from app.hosts.tokens import join_text
 from app.http.etags import put_etag
-from app.http.listing import Cursor, Limit, Listing, Sort, list_page
+from app.http.listing import Cursor, Limit, Listing, Sort, list_page, list_rows
 from app.http.routing import requires, tenant_router
 from app.http.schemas import Page
 from app.http.unit import TenantUnit, tenant_unit
@@ -42,21 +43,23 @@ async def list_hosts(
     cursor: Cursor = None,
     sort: Sort = None,
     state: Annotated[HostState | None, Query()] = None,
-) -> Page[HostOutput]:
+) -> Page[HostDetail]:
     """The tenant's hosts, revoked ones too, filtered and sorted, a page at a time."""
-    filters: list[ColumnElement[bool]] = [Host.placement_id.is_(None)]
+    wanted = shown_hosts().where(
+        Host.tenant_id == unit.session.tenant_id, Host.placement_id.is_(None)
+    )
     if state is not None:
-        filters.append(Host.state == state)
-    rows, following = await list_page(unit, Host, Listing(limit, cursor, sort), filters)
-    return Page(items=[service.show_host(row) for row in rows], next_cursor=following)
+        wanted = wanted.where(Host.state == state)
+    rows, following = await list_rows(unit, Host, Listing(limit, cursor, sort), wanted)
+    return Page(items=[show_detail(*row, unit.now) for row in rows], next_cursor=following)
 
 
 @router.get("/hosts/{host_id}", dependencies=_READ, summary="Get a host")
-async def get_host(unit: Unit, host_id: str, response: Response) -> HostOutput:
-    """One host."""
+async def get_host(unit: Unit, host_id: str, response: Response) -> HostDetail:
+    """One host, and how it is."""
     host = await service.get_host(unit, host_id)
     put_etag(response, host.version)
-    return service.show_host(host)
+    return show_detail(host, await status_of(unit.session.orm, host), unit.now)
 
 
 @router.post("/hosts/{host_id}:revoke", dependencies=_WRITE, summary="Revoke a host")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -90,6 +91,30 @@ class HostOutput(Output):
     created_at: datetime
     certificate_expires_at: datetime
     revoked_at: datetime | None
+
+
+class HostHealth(StrEnum):
+    """`degraded`: heard of, but not protecting all that it should. `down`: not heard of. `unknown`:
+    no manager said lately how it is.
+    """
+
+    UP = "up"
+    DEGRADED = "degraded"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class HostDetail(HostOutput):
+    """A hypervisor machine, and how it is."""
+
+    health: HostHealth
+    health_reason: str | None = Field(
+        description="Why it is not up: `silent`, `tap_down`, or why a group on it has a gap."
+    )
+    health_since: datetime | None = Field(description="When it became so.")
+    seen_at: datetime | None = Field(
+        description="When it was heard of, as entered: at a change, else once a minute."
+    )
 
 
 class RootOutput(Output):

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from app.certificates.authority import key_pem_of, sign_server
+from app.hosts.showing import health_of
+from app.models import Host, HostStatus
 from tests.app.joining import enrol, join_host, make_join_token, make_key, renewal, request_of
 from tests.app.service import Caller, Service, running_service
 from tests.servers.postgres import Cluster
@@ -46,6 +48,26 @@ async def test_a_host_joins_and_is_listed(service: Service) -> None:
     listed = (await tenant.get("/v1/hosts")).json()["items"]
     assert [(host["name"], host["id"]) for host in listed] == [("hypervisor 1", joined["host_id"])]
     assert (await tenant.get(f"/v1/join-tokens/{token_id}")).json()["used_at"]
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "age_seconds", "shown"),
+    [
+        ("active", None, 0, "unknown"),
+        ("active", "up", 60, "up"),
+        ("active", "degraded", 60, "degraded"),
+        ("active", "up", 3600, "unknown"),  # who would say that it is down?
+        ("active", "down", 3600, "down"),
+        ("revoked", "up", 0, "unknown"),
+    ],
+)
+def test_how_a_host_is_comes_from_its_manager_and_grows_old(
+    state: str, said: str | None, age_seconds: float, shown: str
+) -> None:
+    now = datetime.now(UTC)
+    seen_at = now - timedelta(seconds=age_seconds)
+    status = None if said is None else HostStatus(health=said, seen_at=seen_at)
+    assert health_of(Host(state=state), status, now) == shown
 
 
 async def test_of_64_uses_of_a_token_at_once_one_counts(service: Service) -> None:

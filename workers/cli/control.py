@@ -304,9 +304,18 @@ def _site_id_of(client: Client, text: str) -> str:
 @host_app.command("list")
 def list_hosts(profile: ProfileName = None, as_json: Json = False) -> None:
     """All hosts of the tenant."""
-    columns = ("id", "name", "state", "agent_version", "certificate_expires_at")
+    columns = ("id", "name", "state", "health", "health_reason", "seen_at", "agent_version")
     with connect(profile) as client:
         show_rows(client.list_hosts(), columns, as_json=as_json)
+
+
+@host_app.command("show")
+def show_host(host: str, profile: ProfileName = None, as_json: Json = False) -> None:
+    """One host, by its name or identifier: how it is, and since when."""
+    from workers.cli.following import host_id_of
+
+    with connect(profile) as client:
+        show_one(client.get_host(host_id_of(client, host)), as_json=as_json)
 
 
 @host_app.command("revoke")

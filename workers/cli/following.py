@@ -15,6 +15,7 @@ from workers.cli.output import print_json
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from app.client.client import Client
     from app.client.protection import Protection
     from app.operations.schemas import OperationOutput
     from app.vpgs.settings import Settings
@@ -64,7 +65,7 @@ def vpg_id_of(client: Protection, text: str) -> str:
     return found.id
 
 
-def host_id_of(client: Protection, text: str) -> str:
+def host_id_of(client: Client, text: str) -> str:
     """The identifier of a host by its name or identifier; BadWord."""
     if text.startswith("host_"):
         return text

@@ -104,8 +104,7 @@ def named_streams(options: StoreOptions | ScrubOptions, store: ObjectStore) -> l
 
 
 def verify_command(options: VerifyOptions) -> None:
-    """Prove journals offline: every link, index and record hash; with --deep every byte and
-    seal."""
+    """Prove journals offline: every link, index, record hash; with --deep every byte and seal."""
     key = read_tenant_key(options.key_file, options.tenant)
     store = open_store(options.store)
     report = Report(options)

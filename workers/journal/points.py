@@ -211,7 +211,7 @@ class _Finder:
         checkpoints = self._newest_checkpoints()
         if checkpoints:
             newest = ", ".join(map(_say, checkpoints))
-            return f"The newest are {newest}; `holdfast restore list` shows all."
+            return f"The newest are {newest}; `restore list` or `checkpoint list` shows all."
         if self._newest() is not None:
             return "The journal holds no checkpoint; choose a time, a sequence or latest-write."
         return "The journal holds no moment that could be restored yet."

@@ -135,20 +135,30 @@ async def test_a_host_that_falls_silent_is_down_and_its_return_clears_the_alert(
     site: Site,
 ) -> None:
     tenant = await site.service.make_tenant()
-    _, files = await site.join(tenant, "hypervisor")
+    host_id, files = await site.join(tenant, "hypervisor")
 
     async def alerts() -> list[str]:
         found = await get(tenant, "/v1/alerts")
         return [one["code"] for one in found["items"] if one["cleared_at"] is None]
 
+    async def health() -> tuple[str, str | None]:
+        shown = await get(tenant, f"/v1/hosts/{host_id}")
+        return shown["health"], shown["health_reason"]
+
+    assert await health() == ("unknown", None)
     async with manager(site, heartbeat_seconds=0.5) as process:
         host = site.host(files, door_of(process))
         async with running(host):
             await host.until(lambda: bool(host.welcomes))
             await eventually(alerts, lambda codes: codes == [])
+            await eventually(health, lambda told: told == ("up", None))
         await eventually(alerts, lambda codes: codes == ["host.down"])
+        assert await health() == ("down", "silent")
+        (listed,) = (await get(tenant, "/v1/hosts"))["items"]
+        assert listed == await get(tenant, f"/v1/hosts/{host_id}")
         async with running(host):
             await eventually(alerts, lambda codes: codes == [])
+            assert await health() == ("up", None)
 
 
 async def test_what_does_not_change_is_written_once(world: Protected, process: DsmProcess) -> None:
