@@ -49,8 +49,8 @@ class SimServer(Server):
         """A connection came in."""
         self._handshakes += 1
         task = asyncio.get_running_loop().create_task(self._serve(cast("Any", transport), "sim"))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = None
+        task.add_done_callback(self._serving.pop)
 
 
 @dataclass

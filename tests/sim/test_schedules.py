@@ -21,6 +21,7 @@ from tests.sim.report import (
     run_seeds,
     show,
 )
+from tests.sim.run import environment, run_one
 
 BLOCK = 250
 SCHEDULES = 2_000
@@ -125,3 +126,13 @@ def _digest(hash_seed: str) -> str:
 
 def test_a_seed_repeats_itself() -> None:
     assert _digest("1") == _digest("2")
+
+
+@pytest.mark.parametrize("seed", [4, 16, 17])
+def test_a_seed_repeats_itself_whatever_ran_before(seed: int) -> None:
+    """Nothing may follow from where an object lies in memory, as a set's order does."""
+    digests = set()
+    for _ in range(5):
+        with environment() as keys:
+            digests.add(run_one(draw(seed), keys).digest)
+    assert len(digests) == 1

@@ -82,9 +82,10 @@ class Server:
         self._tools = tools
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        # Dictionaries, not sets: all are told something in the order in which they came.
+        self._serving: dict[asyncio.Task[None], None] = {}
         self._handshakes = 0
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}
         self.streams = Streams()
         self.counters = ServerCounters()
 
@@ -148,8 +149,8 @@ class Server:
             return
         self._handshakes += 1  # at once: many may be taken before any task runs
         task = asyncio.create_task(self._serve(connected, address))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = None
+        task.add_done_callback(self._serving.pop)
 
     def change(self, rules: Rules, limits: LimitsConfig) -> None:
         """Other rules hold from now on: whom they no longer let in is put out at once."""
@@ -242,7 +243,7 @@ class Server:
         return Session(peer, connection, self._tools, self.streams)
 
     async def _live(self, session: Session) -> None:
-        self.sessions.add(session)
+        self.sessions[session] = None
         try:
             await session.run()
         except Exception as error:  # noqa: BLE001 - a defect in one session must not end the others
@@ -253,5 +254,5 @@ class Server:
             self.counters.defects += 1
             self._tools.log.warning("defect", error=type(error).__name__, message=error, at=at)
         finally:
-            self.sessions.discard(session)
+            self.sessions.pop(session, None)
             self.streams.leave(session)
