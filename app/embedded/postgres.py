@@ -254,7 +254,9 @@ def _copied(wheel: Path, copy: Path) -> Path:
             making.rename(copy)
     except OSError as error:
         if not copy.exists():  # nobody else made it meanwhile
-            raise PostgresFailed(f"Its programs cannot be copied to {copy}: {error}.") from error
+            raise PostgresFailed(
+                f"PostgreSQL's programs cannot be copied to {copy}: {error}."
+            ) from error
     return copy
 
 

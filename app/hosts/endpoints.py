@@ -45,9 +45,7 @@ async def list_hosts(
     state: Annotated[HostState | None, Query()] = None,
 ) -> Page[HostDetail]:
     """The tenant's hosts, revoked ones too, filtered and sorted, a page at a time."""
-    wanted = shown_hosts().where(
-        Host.tenant_id == unit.session.tenant_id, Host.placement_id.is_(None)
-    )
+    wanted = shown_hosts(unit.session.tenant_id).where(Host.placement_id.is_(None))
     if state is not None:
         wanted = wanted.where(Host.state == state)
     rows, following = await list_rows(unit, Host, Listing(limit, cursor, sort), wanted)

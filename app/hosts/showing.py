@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Select, and_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,10 +18,11 @@ from app.models.hosts import HostState
 _SAID_SECONDS_MAX = 150.0
 
 
-def shown_hosts() -> Select[Host, HostStatus | None]:
-    """Hosts, each with what is known of it."""
+def shown_hosts(tenant_id: UUID) -> Select[Host, HostStatus | None]:
+    """The tenant's hosts, each with what is known of it."""
     of_host = and_(HostStatus.tenant_id == Host.tenant_id, HostStatus.host_id == Host.id)
-    return select(Host, HostStatus).outerjoin(HostStatus, of_host)
+    hosts = select(Host, HostStatus).outerjoin(HostStatus, of_host)
+    return hosts.where(Host.tenant_id == tenant_id)
 
 
 async def status_of(orm: AsyncSession, host: Host) -> HostStatus | None:
@@ -41,11 +43,11 @@ def health_of(host: Host, status: HostStatus | None, now: datetime) -> HostHealt
 def show_detail(host: Host, status: HostStatus | None, now: datetime) -> HostDetail:
     """As the API shows it."""
     health = health_of(host, status, now)
-    is_known = status is not None and health != HostHealth.UNKNOWN
+    known = None if health == HostHealth.UNKNOWN else status
     return HostDetail(
         **show_host(host).model_dump(),
         health=health,
-        health_reason=status.reason if status is not None and is_known else None,
-        health_since=status.changed_at if status is not None and is_known else None,
-        seen_at=status.seen_at if status is not None else None,
+        health_reason=known.reason if known else None,
+        health_since=known.changed_at if known else None,
+        seen_at=status.seen_at if status else None,
     )

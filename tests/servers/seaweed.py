@@ -63,13 +63,12 @@ def program() -> str | None:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, each with its gRPC neighbour."""
     ports: list[int] = []
-    while len(ports) < count:
-        port = free_port()
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", port + _GRPC_OFFSET)),
-        ):
-            ports.append(port)
+    with contextlib.ExitStack() as stack:  # a neighbour is no other one's port
+        while len(ports) < count:
+            port = free_port()
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port + _GRPC_OFFSET)))
+                ports.append(port)
     return ports
 
 

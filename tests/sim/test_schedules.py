@@ -26,7 +26,7 @@ from tests.sim.run import environment, run_one
 BLOCK = 250
 SCHEDULES = 2_000
 LONG_BLOCK = 4_000
-LONG_SCHEDULES = pick(10_000, 10_000, 98_000)
+LONG_SCHEDULES = pick(10_000, 10_000, 102_000)
 
 #: What every block must have reached: a simulator that never gets there shows nothing.
 REACHED = (
